@@ -1,9 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `rnbd-test`: one program with every test that runs inside a booted kernel, and the demo.
 
+mod attach;
 mod demo;
+mod device;
+mod kmsg;
+mod ktap;
+mod modules;
+mod process;
+mod runner;
+mod server;
+mod tests;
+mod uevent;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,36 +30,32 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run tests and print KTAP on standard output
-    Run {
-        /// The driver under test
-        #[arg(long, default_value = "rnbd")]
-        driver: demo::Driver,
-        /// Directory that holds rnbd.ko and nbd.ko
-        #[arg(long, default_value = "/modules")]
-        modules: PathBuf,
+    Run(runner::Args),
+    /// List the tests
+    List {
         /// Only the quick subset
         #[arg(long)]
         quick: bool,
-        /// Names or globs of tests; all when none is given
-        names: Vec<String>,
     },
-    /// List the tests
-    List,
     /// Show the driver at work, a line a step
     Demo(demo::Args),
+    /// The body of one test, in a process of its own
+    #[command(hide = true)]
+    Body(runner::BodyArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Demo(args) => demo::run(&args),
-        Command::List => Ok(()),
-        Command::Run { .. } => Err(anyhow::anyhow!("no tests yet")),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("rnbd-test: {error:#}");
-            ExitCode::FAILURE
+        Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::List { quick } => {
+            runner::list(quick);
+            Ok(ExitCode::SUCCESS)
         }
-    }
+        Command::Run(args) => runner::run(&args),
+        Command::Body(args) => runner::body(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("rnbd-test: {error:#}");
+        ExitCode::from(2)
+    })
 }

@@ -33,15 +33,21 @@ pub fn wait_for_within(
     Ok(())
 }
 
+/// A pipe's two ends (read, write), closed on exec.
+pub fn pipe() -> Result<(fs::File, fs::File)> {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    Ok((reader.into(), writer.into()))
+}
+
 /// A forked child. Killed and reaped when dropped.
 pub struct Child {
     pid: Pid,
     status: Option<WaitStatus>,
-    ready: std::io::PipeReader,
+    ready: fs::File,
 }
 
 /// What a child uses to tell its parent how far it has come.
-pub struct Ready(std::io::PipeWriter);
+pub struct Ready(fs::File);
 
 impl Ready {
     pub fn tell(&mut self, text: &str) -> Result<()> {
@@ -53,7 +59,7 @@ impl Ready {
 /// Forks a child that runs `body` and exits. Of the parent's descriptors it keeps only `keep` and 0 to 2, so
 /// that it does not hold a socket or a device open by accident.
 pub fn fork_child(keep: &[RawFd], body: impl FnOnce(&mut Ready) -> Result<()>) -> Result<Child> {
-    let (reader, writer) = std::io::pipe()?;
+    let (reader, writer) = pipe()?;
     // SAFETY: the child runs our own code, which takes no lock that another thread may hold but the
     // allocator's, and glibc makes that one usable after fork.
     match unsafe { fork() }? {

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Attaching a device by ioctl, step by step as nbd-client does it.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::errno::Errno;
+
+use crate::device::{self, Device, flag, req};
+use crate::process::{self, Child, PATIENCE, fork_child, wait_for};
+use crate::server::{Server, Transport};
+
+/// What a client tells the driver before NBD_DO_IT.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    pub block_size: u64,
+    pub size: u64,
+    pub flags: u64,
+    pub timeout: Option<u64>,
+    pub connections: usize,
+    pub transport: Transport,
+}
+
+impl Setup {
+    pub fn for_server(server: &Server) -> Setup {
+        Setup {
+            block_size: 512,
+            size: server.export().size(),
+            flags: flag::HAS_FLAGS,
+            timeout: None,
+            connections: 1,
+            transport: Transport::Unix,
+        }
+    }
+
+    pub fn flags(self, flags: u64) -> Setup {
+        Setup { flags: self.flags | flags, ..self }
+    }
+
+    pub fn block_size(self, block_size: u64) -> Setup {
+        Setup { block_size, ..self }
+    }
+
+    pub fn timeout(self, seconds: u64) -> Setup {
+        Setup { timeout: Some(seconds), ..self }
+    }
+
+    pub fn connections(self, connections: usize) -> Setup {
+        Setup { connections, flags: self.flags | flag::CAN_MULTI_CONN, ..self }
+    }
+
+    pub fn transport(self, transport: Transport) -> Setup {
+        Setup { transport, ..self }
+    }
+
+    /// Everything up to NBD_DO_IT. The sockets are the driver's alone when this returns.
+    pub fn prepare(&self, device: &Device, server: &Server) -> Result<()> {
+        for _ in 0..self.connections {
+            let socket = server.connect(self.transport)?;
+            self.step(device, "NBD_SET_SOCK", req::SET_SOCK, socket.as_raw_fd() as u64)?;
+        }
+        self.step(device, "NBD_SET_BLKSIZE", req::SET_BLKSIZE, self.block_size)?;
+        let blocks = self.size / self.block_size;
+        self.step(device, "NBD_SET_SIZE_BLOCKS", req::SET_SIZE_BLOCKS, blocks)?;
+        if let Some(seconds) = self.timeout {
+            self.step(device, "NBD_SET_TIMEOUT", req::SET_TIMEOUT, seconds)?;
+        }
+        self.step(device, "NBD_SET_FLAGS", req::SET_FLAGS, self.flags)
+    }
+
+    fn step(&self, device: &Device, name: &str, cmd: u32, arg: u64) -> Result<()> {
+        device.ioctl(cmd, arg).map(drop).map_err(|errno| anyhow!("{name} {arg}: {errno}"))
+    }
+
+    /// Sets up and runs NBD_DO_IT in a thread; returns when the device is usable.
+    pub fn attach(&self, device: &Device, server: &Server) -> Result<Attachment> {
+        self.prepare(device, server)?;
+        let attachment = Attachment::start(device)?;
+        attachment.wait_running(self.size)?;
+        Ok(attachment)
+    }
+
+    /// The same in a process of its own, which has the device open and is the client: it can be killed. The
+    /// server stays here.
+    pub fn attach_in_child(&self, index: u32, server: &Server) -> Result<Child> {
+        let mut sockets: Vec<OwnedFd> = Vec::new();
+        for _ in 0..self.connections {
+            sockets.push(server.connect(self.transport)?);
+        }
+        let fds: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        let setup = *self;
+        let mut child = fork_child(&fds.clone(), move |ready| {
+            let device = Device::open(index)?;
+            for fd in fds {
+                setup.step(&device, "NBD_SET_SOCK", req::SET_SOCK, fd as u64)?;
+            }
+            setup.step(&device, "NBD_SET_BLKSIZE", req::SET_BLKSIZE, setup.block_size)?;
+            let blocks = setup.size / setup.block_size;
+            setup.step(&device, "NBD_SET_SIZE_BLOCKS", req::SET_SIZE_BLOCKS, blocks)?;
+            setup.step(&device, "NBD_SET_FLAGS", req::SET_FLAGS, setup.flags)?;
+            ready.tell("set up")?;
+            setup.step(&device, "NBD_DO_IT", req::DO_IT, 0)
+        })?;
+        child.expect_line("set up")?;
+        let pid = child.pid();
+        wait_for("the child's attachment", || {
+            child.ended() || (device::attached(index) && device::capacity(index) == self.size)
+        })?;
+        ensure!(!child.ended(), "client {pid} ended instead of serving the device");
+        Ok(child)
+    }
+}
+
+/// A running NBD_DO_IT, in a thread of this process.
+pub struct Attachment {
+    device: Device,
+    result: Receiver<Result<i32, Errno>>,
+}
+
+impl Attachment {
+    /// Starts NBD_DO_IT; when it returns, the thread clears queue and socket, as every client does.
+    pub fn start(device: &Device) -> Result<Attachment> {
+        let (sender, result) = channel();
+        let theirs = device.same_open()?;
+        std::thread::Builder::new().name("do-it".to_owned()).spawn(move || {
+            let result = theirs.ioctl(req::DO_IT, 0);
+            if result.is_ok() || result == Err(Errno::ETIMEDOUT) {
+                let _ = theirs.ioctl(req::CLEAR_QUE, 0);
+                let _ = theirs.ioctl(req::CLEAR_SOCK, 0);
+            }
+            drop(theirs);
+            let _ = sender.send(result);
+        })?;
+        Ok(Attachment { device: device.same_open()?, result })
+    }
+
+    pub fn wait_running(&self, size: u64) -> Result<()> {
+        let index = self.device.index();
+        let mut early = None;
+        wait_for("the device to run", || {
+            early = self.result.try_recv().ok();
+            early.is_some() || (device::attached(index) && device::capacity(index) == size)
+        })?;
+        match early {
+            Some(result) => bail!("NBD_DO_IT returned at once: {result:?}"),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for NBD_DO_IT to return by itself.
+    pub fn ended(self) -> Result<Result<i32, Errno>> {
+        match self.result.recv_timeout(PATIENCE) {
+            Ok(result) => Ok(result),
+            Err(RecvTimeoutError::Disconnected) => bail!("the NBD_DO_IT thread died"),
+            Err(RecvTimeoutError::Timeout) => {
+                let told = process::describe_task(std::process::id() as i32);
+                bail!("NBD_DO_IT has not returned in {} s\n{told}", PATIENCE.as_secs())
+            }
+        }
+    }
+
+    /// NBD_DISCONNECT, then NBD_DO_IT must return 0.
+    pub fn detach(self) -> Result<()> {
+        self.device.ioctl(req::DISCONNECT, 0).context("NBD_DISCONNECT")?;
+        let result = self.ended()?;
+        ensure!(result == Ok(0), "NBD_DO_IT returned {result:?} after NBD_DISCONNECT");
+        Ok(())
+    }
+}
+
+/// The whole way once: attach by a fresh open, do something, detach, and everything is idle again.
+pub fn with_attached<T>(
+    server: &Server,
+    setup: Setup,
+    body: impl FnOnce(&Device) -> Result<T>,
+) -> Result<T> {
+    let device = Device::open(0)?;
+    let attachment = setup.attach(&device, server)?;
+    let done = body(&device);
+    let detached = attachment.detach();
+    drop(device);
+    let value = done?;
+    detached?;
+    device::wait_idle(0)?;
+    server.wait_closed()?;
+    ensure!(server.errors().is_empty(), "the server complains: {:?}", server.errors());
+    Ok(value)
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The kernel log: marks written to it, lines read from it, complaints looked for.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+
+use anyhow::{Context, Result};
+
+/// What no test may make the kernel say.
+const COMPLAINTS: [&str; 20] = [
+    "WARNING: ",
+    "BUG: ",
+    "kernel BUG at",
+    "Oops",
+    "general protection fault",
+    "Unable to handle kernel",
+    "KASAN",
+    "KFENCE",
+    "UBSAN",
+    "KCSAN",
+    "INFO: task ",
+    "blocked for more than",
+    "rcu: INFO",
+    "soft lockup",
+    "possible circular locking",
+    "possible recursive locking",
+    "inconsistent lock state",
+    "refcount_t:",
+    "sysfs: cannot create duplicate",
+    "possibly leaking",
+];
+
+/// A reader that starts at the log's present end.
+pub struct Log(File);
+
+impl Log {
+    pub fn from_now() -> Result<Log> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/kmsg")
+            .context("open /dev/kmsg")?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(Log(file))
+    }
+
+    /// The messages that have come since the last call, without their prefix.
+    pub fn lines(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut record = [0; 8192];
+        loop {
+            match self.0.read(&mut record) {
+                Ok(count) => {
+                    let text = String::from_utf8_lossy(&record[..count]);
+                    let message = text.split_once(';').map_or(&*text, |(_, message)| message);
+                    lines.push(message.lines().next().unwrap_or_default().to_owned());
+                }
+                // Messages were overwritten before we read them: go on behind the gap.
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+                Err(_) => return lines,
+            }
+        }
+    }
+}
+
+/// Those of `lines` that are complaints of the kernel.
+pub fn complaints(lines: &[String]) -> Vec<&String> {
+    // Our own marks hold the tests' names, which may be anything.
+    let ours = |line: &str| line.starts_with("rnbd-test: ");
+    let complains = |line: &str| COMPLAINTS.iter().any(|complaint| line.contains(complaint));
+    lines.iter().filter(|line| !ours(line) && complains(line)).collect()
+}
+
+/// Writes a line to the kernel log, so that the console shows which test was running.
+pub fn mark(text: &str) {
+    if let Ok(mut kmsg) = OpenOptions::new().write(true).open("/dev/kmsg") {
+        let _ = writeln!(kmsg, "<5>rnbd-test: {text}");
+    }
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+//! KTAP, as `Documentation/dev-tools/ktap.rst` has it, on standard output.
+
+use std::io::Write;
+use std::time::Duration;
+
+/// How a test ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Pass,
+    Fail,
+    Skip(String),
+    /// It fails on this driver for a known reason, and did.
+    KnownFailure(String),
+    /// It should have failed on this driver, and did not.
+    KnownFailurePassed(String),
+}
+
+pub struct Ktap {
+    number: usize,
+    failed: usize,
+}
+
+impl Ktap {
+    pub fn begin(plan: usize) -> Ktap {
+        say("KTAP version 1");
+        say(&format!("1..{plan}"));
+        Ktap { number: 0, failed: 0 }
+    }
+
+    pub fn diagnostic(&self, text: &str) {
+        for line in text.lines() {
+            say(&format!("# {line}"));
+        }
+    }
+
+    pub fn result(&mut self, name: &str, verdict: &Verdict, time: Duration) {
+        self.number += 1;
+        let (word, directive) = match verdict {
+            Verdict::Pass => ("ok", String::new()),
+            Verdict::Fail => ("not ok", String::new()),
+            Verdict::Skip(reason) => ("ok", format!(" SKIP {reason}")),
+            Verdict::KnownFailure(reason) => ("not ok", format!(" TODO {reason}")),
+            Verdict::KnownFailurePassed(reason) => ("ok", format!(" TODO passed, though: {reason}")),
+        };
+        if *verdict == Verdict::Fail {
+            self.failed += 1;
+        }
+        let time = time.as_millis();
+        say(&format!("{word} {} - {name} #{directive} time={time}ms", self.number));
+    }
+
+    pub fn bail_out(&self, why: &str) {
+        say(&format!("Bail out! {why}"));
+    }
+
+    /// True when no test has failed.
+    pub fn all_good(&self) -> bool {
+        self.failed == 0
+    }
+}
+
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // Whoever reads has gone: the exit status still tells the result.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}

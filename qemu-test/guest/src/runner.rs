@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Runs each test in a process of its own: load the driver, run, kill what is left, unload, look for leaks and
+//! complaints of the kernel.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+use crate::kmsg::{Log, complaints, mark};
+use crate::ktap::{Ktap, Verdict};
+use crate::modules::{Driver, leftovers};
+use crate::process::{descendants, describe_task, pipe, wait_for, wait_for_within};
+use crate::tests::{self, Context as TestContext, Skip, Test};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The driver under test
+    #[arg(long, default_value = "rnbd")]
+    driver: Driver,
+    /// Directory that holds rnbd.ko and nbd.ko
+    #[arg(long, default_value = "/modules")]
+    modules: PathBuf,
+    /// Only the quick subset
+    #[arg(long)]
+    quick: bool,
+    /// Names or globs of tests; all when none is given
+    names: Vec<String>,
+}
+
+#[derive(clap::Args)]
+pub struct BodyArgs {
+    name: String,
+    #[arg(long)]
+    driver: Driver,
+    #[arg(long)]
+    modules: PathBuf,
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Exit status of a test's process when it skips; the reason is then on its last line.
+const SKIPPED: u8 = 4;
+const SKIP_MARK: &str = "SKIP: ";
+
+pub fn list(quick: bool) {
+    for test in tests::all().filter(|test| test.quick || !quick) {
+        println!("{:<34} {}", test.name, test.about);
+    }
+}
+
+fn select(args: &Args) -> Result<Vec<&'static Test>> {
+    let mut patterns = Vec::new();
+    for name in &args.names {
+        let pattern = glob::Pattern::new(name).with_context(|| format!("bad glob {name:?}"))?;
+        ensure!(
+            tests::all().any(|test| pattern.matches(test.name)),
+            "no test is named {name:?}; `rnbd-test list` shows them"
+        );
+        patterns.push(pattern);
+    }
+    let named = |test: &Test| patterns.iter().any(|pattern| pattern.matches(test.name));
+    Ok(tests::all()
+        .filter(|test| if patterns.is_empty() { test.quick || !args.quick } else { named(test) })
+        .collect())
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let selected = select(args)?;
+    ensure!(nix::unistd::geteuid().is_root(), "run me as root: I load a kernel module");
+    let file = args.driver.file(&args.modules);
+    ensure!(file.exists(), "{} does not exist; name its directory with --modules", file.display());
+    prepare_system()?;
+    let mut ktap = Ktap::begin(selected.len());
+    for test in selected {
+        if let Err(error) = run_one(args, test, &mut ktap) {
+            ktap.bail_out(&format!("{error:#}").replace('\n', "; "));
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(if ktap.all_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What the tests need of any booted system: a loopback interface, debugfs, orphans that come to us, neither
+/// driver loaded.
+fn prepare_system() -> Result<()> {
+    // SAFETY: makes this process the reaper of its orphaned descendants; no memory is involved.
+    let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    Errno::result(result).context("PR_SET_CHILD_SUBREAPER")?;
+    let output = Command::new("ip").args(["link", "set", "lo", "up"]).output();
+    output.context("start ip, to bring up the loopback interface")?;
+    if !Path::new("/sys/kernel/debug/block").exists() {
+        let none: Option<&str> = None;
+        let flags = nix::mount::MsFlags::empty();
+        // Without debugfs the tests that look there skip.
+        let _ = nix::mount::mount(none, "/sys/kernel/debug", Some("debugfs"), flags, none);
+    }
+    for driver in [Driver::Rnbd, Driver::Nbd] {
+        if driver.loaded() {
+            unload(driver).with_context(|| format!("{} is loaded and in use", driver.module()))?;
+        }
+    }
+    Ok(())
+}
+
+/// What a test must leave as it found it.
+struct Before {
+    sockets: u64,
+}
+
+fn sockets_in_use() -> u64 {
+    let text = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+    let used = text.lines().next().and_then(|line| line.split_whitespace().nth(2));
+    used.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// An error here means that no further test can be run.
+fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
+    mark(&format!("start {}", test.name));
+    let start = Instant::now();
+    let mut log = Log::from_now()?;
+    let before = Before { sockets: sockets_in_use() };
+    let mut problems = Vec::new();
+    let mut verdict = Verdict::Pass;
+    let loaded = match test.params {
+        Some(params) => args.driver.load(&args.modules, params),
+        None => Ok(()),
+    };
+    match loaded {
+        Ok(()) => verdict = run_body(args, test, ktap, &mut problems)?,
+        Err(error) => problems.push(format!("{error:#}")),
+    }
+    let cleaned = clean_up(args.driver, &before, &mut problems);
+    let lines = log.lines();
+    for complaint in complaints(&lines) {
+        problems.push(format!("the kernel complains: {complaint}"));
+    }
+    let failed = !problems.is_empty() || cleaned.is_err() || verdict == Verdict::Fail;
+    for problem in &problems {
+        ktap.diagnostic(problem);
+    }
+    if failed {
+        let from = lines.len().saturating_sub(25);
+        for line in &lines[from..] {
+            ktap.diagnostic(&format!("log: {line}"));
+        }
+        verdict = Verdict::Fail;
+    }
+    if let (Driver::Nbd, Some(reason)) = (args.driver, test.known_on_nbd) {
+        verdict = match verdict {
+            Verdict::Fail => Verdict::KnownFailure(reason.to_owned()),
+            Verdict::Pass => Verdict::KnownFailurePassed(reason.to_owned()),
+            other => other,
+        };
+    }
+    ktap.result(test.name, &verdict, start.elapsed());
+    mark(&format!("end {}", test.name));
+    cleaned
+}
+
+fn run_body(
+    args: &Args,
+    test: &Test,
+    ktap: &Ktap,
+    problems: &mut Vec<String>,
+) -> Result<Verdict> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("body").arg(test.name).arg("--driver").arg(args.driver.module());
+    command.arg("--modules").arg(&args.modules);
+    if args.quick {
+        command.arg("--quick");
+    }
+    let (reader, writer) = pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().context("start the test's process")?;
+    // The command holds our copies of the pipe's write end.
+    drop(command);
+    let lines = read_lines(reader);
+    let limit = Duration::from_secs(test.limit);
+    let pid = child.id() as i32;
+    let mut status = None;
+    let ended = wait_for_within(limit, "the test to end", || {
+        status = child.try_wait().ok().flatten();
+        status.is_some()
+    });
+    if ended.is_err() {
+        problems.push(format!("not done after {} s; its tasks:", limit.as_secs()));
+        problems.push(describe_task(pid));
+        for (task, ..) in descendants(pid) {
+            problems.push(describe_task(task));
+        }
+        kill_all(pid);
+        let _ = child.kill();
+        wait_for("the test's process to die", || child.try_wait().is_ok_and(|s| s.is_some()))
+            .with_context(|| format!("cannot be killed:\n{}", describe_task(pid)))?;
+    }
+    // Orphans of the test may still hold the pipe: what they have to say does not matter.
+    let mut output: Vec<String> = Vec::new();
+    while let Ok(line) = lines.recv_timeout(Duration::from_millis(300)) {
+        output.push(line);
+    }
+    let skipped = match output.last() {
+        Some(line) if line.starts_with(SKIP_MARK) => output.pop(),
+        _ => None,
+    };
+    for line in output {
+        ktap.diagnostic(&line);
+    }
+    Ok(match (status.and_then(|status| status.code()), skipped) {
+        (Some(0), _) => Verdict::Pass,
+        (Some(code), Some(reason)) if code == i32::from(SKIPPED) => {
+            Verdict::Skip(reason[SKIP_MARK.len()..].to_owned())
+        }
+        (Some(1), _) => Verdict::Fail,
+        _ => {
+            problems.push(format!("the test's process ended as {status:?}"));
+            Verdict::Fail
+        }
+    })
+}
+
+fn read_lines(reader: fs::File) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+fn kill_all(root: i32) {
+    for (pid, ..) in descendants(root) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Ends what the test left running, unloads the driver and looks for what remains. An error means that the
+/// driver cannot be unloaded, so that nothing more can be run.
+fn clean_up(driver: Driver, before: &Before, problems: &mut Vec<String>) -> Result<()> {
+    let me = std::process::id() as i32;
+    let reaped = wait_for("left-over processes to die", || {
+        kill_all(me);
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status.pid().is_some()) {}
+        descendants(me).is_empty()
+    });
+    if let Err(error) = reaped {
+        problems.push(format!("{error:#}"));
+        for (pid, ..) in descendants(me) {
+            problems.push(describe_task(pid));
+        }
+    }
+    for driver in [driver, driver.other()] {
+        if driver.loaded() {
+            unload(driver)?;
+        }
+    }
+    let mut left = Vec::new();
+    let clean = wait_for("nothing to be left of the driver", || {
+        left = leftovers();
+        left.is_empty()
+    });
+    if clean.is_err() {
+        problems.push(format!("left after unloading: {}", left.join(", ")));
+    }
+    let released = wait_for("sockets to be released", || sockets_in_use() <= before.sockets);
+    if released.is_err() {
+        problems.push(format!("sockets in use: {} before, {} after", before.sockets, sockets_in_use()));
+    }
+    Ok(())
+}
+
+fn unload(driver: Driver) -> Result<()> {
+    let mut result = Ok(());
+    wait_for(&format!("{} to be unloaded", driver.module()), || {
+        result = driver.remove();
+        result.is_ok()
+    })
+    .with_context(|| format!("rmmod {}: {result:?}", driver.module()))
+}
+
+/// The process that runs one test's body.
+pub fn body(args: BodyArgs) -> Result<ExitCode> {
+    let test = tests::all().find(|test| test.name == args.name).context("no such test")?;
+    let scratch = std::env::temp_dir().join("rnbd-test");
+    let _ = fs::remove_dir_all(&scratch);
+    fs::create_dir_all(&scratch)?;
+    let context = TestContext {
+        driver: args.driver,
+        modules: args.modules,
+        quick: args.quick,
+        scratch: scratch.clone(),
+    };
+    let result = (test.body)(&context);
+    let code = match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<Skip>() {
+            Some(skip) => {
+                println!("{SKIP_MARK}{skip}");
+                ExitCode::from(SKIPPED)
+            }
+            None => {
+                println!("{error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    };
+    let _ = fs::remove_dir_all(&scratch);
+    Ok(code)
+}

@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: GPL-2.0
+//! An NBD server for tests, in threads of the test's own process. It speaks the transmission phase only, since a
+//! driver's sockets start there. It records every request, and a test decides what each is answered with.
+
+mod export;
+pub mod wire;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+pub use export::Export;
+pub use wire::{Command, Request};
+
+use crate::process::wait_for;
+
+/// What to do with a request. Writes have had their payload read, and not yet stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Do what it asks, and say so.
+    Serve,
+    /// Do it after a while. Requests that follow on the connection wait.
+    Delay(Duration),
+    /// Refuse it with this error of the protocol.
+    Refuse(u32),
+    /// Never answer it.
+    Ignore,
+    /// Close the connection.
+    Close,
+    /// Send these bytes instead of a reply.
+    Send(Vec<u8>),
+}
+
+type Behaviour = dyn Fn(&Request) -> Action + Send + Sync;
+
+struct Shared {
+    export: Export,
+    behaviour: Box<Behaviour>,
+    seen: Mutex<Vec<Request>>,
+    open: AtomicUsize,
+    errors: Mutex<Vec<String>>,
+}
+
+pub struct Server {
+    shared: Arc<Shared>,
+    streams: Mutex<Vec<Stream>>,
+}
+
+/// The kinds of sockets that a driver takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Unix,
+    Tcp4,
+    Tcp6,
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn try_clone(&self) -> std::io::Result<Stream> {
+        Ok(match self {
+            Stream::Tcp(stream) => Stream::Tcp(stream.try_clone()?),
+            Stream::Unix(stream) => Stream::Unix(stream.try_clone()?),
+        })
+    }
+
+    fn shut_down(&self) {
+        // A peer that is gone already is as good.
+        let _ = match self {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(buffer),
+            Stream::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.write(data),
+            Stream::Unix(stream) => stream.write(data),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Server {
+    /// A server that does what it is asked.
+    pub fn new(export: Export) -> Server {
+        Server::with_behaviour(export, |_| Action::Serve)
+    }
+
+    pub fn with_behaviour(
+        export: Export,
+        behaviour: impl Fn(&Request) -> Action + Send + Sync + 'static,
+    ) -> Server {
+        let shared = Shared {
+            export,
+            behaviour: Box::new(behaviour),
+            seen: Mutex::default(),
+            open: AtomicUsize::new(0),
+            errors: Mutex::default(),
+        };
+        Server { shared: Arc::new(shared), streams: Mutex::default() }
+    }
+
+    /// A new connection to the server: the client's end.
+    pub fn connect(&self, transport: Transport) -> Result<OwnedFd> {
+        match transport {
+            Transport::Unix => {
+                let (client, server) = UnixStream::pair()?;
+                self.serve(Stream::Unix(server))?;
+                Ok(client.into())
+            }
+            Transport::Tcp4 => self.connect_tcp("127.0.0.1:0"),
+            Transport::Tcp6 => self.connect_tcp("[::1]:0"),
+        }
+    }
+
+    fn connect_tcp(&self, address: &str) -> Result<OwnedFd> {
+        let listener = TcpListener::bind(address).with_context(|| format!("bind {address}"))?;
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        client.set_nodelay(true)?;
+        let (server, _) = listener.accept()?;
+        server.set_nodelay(true)?;
+        self.serve(Stream::Tcp(server))?;
+        Ok(client.into())
+    }
+
+    /// Serves one end of a socket pair that a test has made itself.
+    pub fn serve_unix(&self, stream: UnixStream) -> Result<()> {
+        self.serve(Stream::Unix(stream))
+    }
+
+    fn serve(&self, stream: Stream) -> Result<()> {
+        let mut streams = lock(&self.streams);
+        let connection = streams.len();
+        streams.push(stream.try_clone()?);
+        let shared = self.shared.clone();
+        shared.open.fetch_add(1, Ordering::SeqCst);
+        std::thread::Builder::new().name(format!("server-{connection}")).spawn(move || {
+            if let Err(error) = shared.serve(connection, &stream) {
+                lock(&shared.errors).push(format!("connection {connection}: {error}"));
+            }
+            stream.shut_down();
+            shared.open.fetch_sub(1, Ordering::SeqCst);
+        })?;
+        Ok(())
+    }
+
+    /// Closes every connection, as a server that dies does.
+    pub fn close(&self) {
+        for stream in lock(&self.streams).drain(..) {
+            stream.shut_down();
+        }
+    }
+
+    pub fn export(&self) -> &Export {
+        &self.shared.export
+    }
+
+    /// Every request seen so far, in the order of arrival.
+    pub fn seen(&self) -> Vec<Request> {
+        lock(&self.shared.seen).clone()
+    }
+
+    /// Requests of one kind.
+    pub fn seen_of(&self, command: Command) -> Vec<Request> {
+        self.seen().into_iter().filter(|request| request.command == command).collect()
+    }
+
+    pub fn forget(&self) {
+        lock(&self.shared.seen).clear();
+    }
+
+    /// Connections that the peer has not closed.
+    pub fn open_connections(&self) -> usize {
+        self.shared.open.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the peer has closed every connection.
+    pub fn wait_closed(&self) -> Result<()> {
+        wait_for("the server to see its connections closed", || self.open_connections() == 0)
+    }
+
+    /// What went wrong on connections: bad magic, a stream that ended within a request.
+    pub fn errors(&self) -> Vec<String> {
+        lock(&self.shared.errors).clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn serve(&self, connection: usize, stream: &Stream) -> std::io::Result<()> {
+        let mut stream = stream.try_clone()?;
+        while let Some(request) = Request::read(&mut stream, connection)? {
+            let payload = match request.command {
+                Command::Write => {
+                    let mut payload = vec![0; request.length as usize];
+                    stream.read_exact(&mut payload)?;
+                    payload
+                }
+                _ => Vec::new(),
+            };
+            lock(&self.seen).push(request);
+            if request.command == Command::Disconnect {
+                return Ok(());
+            }
+            match (self.behaviour)(&request) {
+                Action::Serve => self.answer(&mut stream, &request, &payload)?,
+                Action::Delay(time) => {
+                    std::thread::sleep(time);
+                    self.answer(&mut stream, &request, &payload)?;
+                }
+                Action::Refuse(error) => {
+                    stream.write_all(&wire::reply(wire::REPLY_MAGIC, error, request.cookie))?;
+                }
+                Action::Ignore => {}
+                Action::Close => return Ok(()),
+                Action::Send(bytes) => stream.write_all(&bytes)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&self, stream: &mut Stream, request: &Request, payload: &[u8]) -> std::io::Result<()> {
+        let (offset, length) = (request.offset, u64::from(request.length));
+        let mut data = Vec::new();
+        let done = if !self.export.holds(offset, length) {
+            Err(std::io::Error::from_raw_os_error(libc::EINVAL))
+        } else {
+            match request.command {
+                Command::Read => self.export.read(offset, length as usize).map(|read| data = read),
+                Command::Write => self.export.write(offset, payload),
+                Command::Trim | Command::WriteZeroes => self.export.zero(offset, length),
+                Command::Flush => Ok(()),
+                Command::Disconnect | Command::Unknown(_) => {
+                    Err(std::io::Error::from_raw_os_error(libc::EINVAL))
+                }
+            }
+        };
+        let error = match done {
+            Ok(()) => 0,
+            Err(error) => error.raw_os_error().unwrap_or(libc::EIO) as u32,
+        };
+        stream.write_all(&wire::reply(wire::REPLY_MAGIC, error, request.cookie))?;
+        if error == 0 {
+            stream.write_all(&data)?;
+        }
+        Ok(())
+    }
+}

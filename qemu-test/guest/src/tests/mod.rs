@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The tests, by subject.
+
+mod ioctl;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use crate::modules::Driver;
+
+/// What a test is given.
+pub struct Context {
+    pub driver: Driver,
+    /// Directory of rnbd.ko and nbd.ko.
+    pub modules: PathBuf,
+    /// The quick subset is run: fewer rounds will do.
+    pub quick: bool,
+    /// An empty directory, removed afterwards.
+    pub scratch: PathBuf,
+}
+
+impl Context {
+    pub fn rounds(&self, full: usize, quick: usize) -> usize {
+        if self.quick { quick } else { full }
+    }
+
+    pub fn scratch_file(&self, name: &str) -> String {
+        self.scratch.join(name).to_string_lossy().into_owned()
+    }
+}
+
+pub struct Test {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub body: fn(&Context) -> Result<()>,
+    /// Part of the quick subset.
+    pub quick: bool,
+    /// Module parameters to load the driver with; None when the test loads it itself.
+    pub params: Option<&'static str>,
+    /// Seconds after which it counts as hung.
+    pub limit: u64,
+    /// Why nbd.ko fails it, when it is known to.
+    pub known_on_nbd: Option<&'static str>,
+}
+
+impl Test {
+    /// A test on a driver with two small devices.
+    pub const fn new(name: &'static str, about: &'static str, body: fn(&Context) -> Result<()>) -> Test {
+        let params = Some("nbds_max=2");
+        Test { name, about, body, quick: false, params, limit: 60, known_on_nbd: None }
+    }
+
+    pub const fn quick(self) -> Test {
+        Test { quick: true, ..self }
+    }
+
+    pub const fn params(self, params: &'static str) -> Test {
+        Test { params: Some(params), ..self }
+    }
+
+    /// The test loads the driver itself.
+    pub const fn unloaded(self) -> Test {
+        Test { params: None, ..self }
+    }
+
+    pub const fn limit(self, seconds: u64) -> Test {
+        Test { limit: seconds, ..self }
+    }
+
+    pub const fn known_on_nbd(self, reason: &'static str) -> Test {
+        Test { known_on_nbd: Some(reason), ..self }
+    }
+}
+
+pub fn all() -> impl Iterator<Item = &'static Test> {
+    [ioctl::TESTS].into_iter().flatten()
+}
+
+/// The error of a test that cannot be run here.
+#[derive(Debug)]
+pub struct Skip(String);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
+    Err(Skip(reason.into()).into())
+}
+
+/// Collects what differs, so that a table of cases is reported whole.
+#[derive(Default)]
+pub struct Checks(Vec<String>);
+
+impl Checks {
+    pub fn equal<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, got: T, want: T) {
+        if got != want {
+            self.0.push(format!("{what}: got {got:?}, want {want:?}"));
+        }
+    }
+
+    pub fn that(&mut self, what: &str, holds: bool) {
+        if !holds {
+            self.0.push(what.to_owned());
+        }
+    }
+
+    pub fn done(self) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        bail!("{}", self.0.join("\n"))
+    }
+}
