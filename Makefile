@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0
+# What one can do here. Each target calls a script of toolchain/ that can be called by itself as well.
+# (What Kbuild builds is in Kbuild.)
+
+.DEFAULT_GOAL := module
+.PHONY: module demo test quick shell paths host-test check fmt fmt-check clippy doc clean distclean help
+
+module: ## build rnbd.ko for the stock kernel; KDIR=DIR: for the kernel with that build directory
+	@toolchain/module "$(KDIR)"
+
+demo: ## boot that kernel and show the driver at work with real programs
+	@toolchain/qemu demo
+
+test: ## run all tests, on the host and in the machine; T="NAME GLOB": only those
+	@toolchain/test $(T)
+
+quick: ## after an edit: rebuild, boot, run the quick tests; T="NAME GLOB": only those
+	@toolchain/qemu test --quick $(T)
+
+shell: ## a shell in the machine, with rnbd.ko loaded
+	@toolchain/qemu shell
+
+paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root are
+	@toolchain/paths
+
+host-test: ## run the tests that need no kernel
+	@toolchain/host-test
+
+check: ## formatting, lints, documentation, no unsafe code where there must be none
+	@toolchain/check
+
+fmt: ## format all Rust code
+	@toolchain/enter toolchain/inside/check-fmt --write
+
+fmt-check: ## is all Rust code formatted?
+	@toolchain/check fmt
+
+clippy: ## lints, for the module with the kernel's own set
+	@toolchain/check clippy
+
+doc: ## documentation of all Rust code, without a warning
+	@toolchain/check doc
+
+clean: ## remove what was built from this checkout
+	@toolchain/clean
+
+distclean: ## remove the whole cache: toolchain root, kernel, builds
+	@toolchain/clean --all
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\): ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@echo 'KERNEL=7.2 chooses another kernel series, MIRROR=URL another place for packages, XDG_CACHE_HOME=DIR for the cache.'

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+# Shared by the scripts of this folder: where things are, messages, steps, locks. Sourced.
+
+set -euo pipefail
+# A `make` above us would hand its flags and job server on to the makes we start.
+unset MAKEFLAGS MFLAGS MAKELEVEL
+
+# shellcheck disable=SC2034 # used by those who source this
+{
+	SRC=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+	TOOLCHAIN=$SRC/toolchain
+	CACHE=${XDG_CACHE_HOME:-${HOME:?is not set, and neither is XDG_CACHE_HOME}/.cache}/rnbd
+	BUILD=$CACHE/build/$(printf %s "$SRC" | sha256sum | cut -c1-12)
+	LOGS=$CACHE/log
+}
+
+say() { printf '%s\n' "$*" >&2; }
+
+# die MESSAGE [HINT...]: what was wrong, then what to do about it, one line each.
+die() {
+	say "error: $1"
+	shift
+	for hint; do say "       $hint"; done
+	exit 1
+}
+
+make_cache() {
+	local status=0
+	mkdir -p -- "$CACHE" "$LOGS" "$CACHE/lock" "$CACHE/cargo-home" "$BUILD/home" 2>/dev/null || status=$?
+	[[ $status == 0 && -w $CACHE && -w $LOGS && -w $CACHE/lock && -w $CACHE/cargo-home && -w $BUILD ]] ||
+		die "the cache $CACHE is not writable for $(id -un)" \
+			"it may have been made by root; give it back: sudo chown -R $(id -un) '$CACHE'/{log,lock,build,cargo-home}" \
+			"or choose another place: XDG_CACHE_HOME=DIR make ..."
+}
+
+no_root() {
+	die "this needs root, to make and enter the toolchain root with chroot" \
+		"run it as root, or install sudo and allow $(id -un) to use it"
+}
+
+# as_root CMD...: the toolchain root is made and entered by root alone.
+as_root() {
+	if ((EUID == 0)); then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo --preserve-env=http_proxy,https_proxy,no_proxy -- "$@"
+	else
+		no_root
+	fi
+}
+
+# show_progress TEXT LOG: elapsed time and the log's last line, once a second, on a terminal.
+show_progress() {
+	local text=$1 log=$2 start=$SECONDS last
+	while sleep 1 && kill -0 $$ 2>/dev/null; do
+		last=$(tail -c 300 -- "$log" 2>/dev/null | tr '\r\t' '\n ' | tail -n 1 | tr -cd '[:print:]')
+		printf '\r\033[K  %s  %d s  \033[2m%.40s\033[0m' "$text" $((SECONDS - start)) "$last" >&2
+	done
+}
+
+# step TEXT LOGNAME CMD...: run CMD with its output in a log; one line with its time, or the log's end.
+step() {
+	local text=$1 log=$LOGS/$2.log start=$EPOCHREALTIME ticker='' status=0
+	shift 2
+	: >"$log"
+	if [[ -t 2 && ! ${IN_BACKGROUND-} ]]; then
+		show_progress "$text" "$log" &
+		ticker=$!
+	fi
+	"$@" >"$log" 2>&1 </dev/null || status=$?
+	if [[ $ticker ]]; then
+		kill "$ticker" 2>/dev/null || true
+		wait "$ticker" 2>/dev/null || true
+		printf '\r\033[K' >&2
+	fi
+	if ((status)); then
+		say "  $text: failed (exit status $status). The last lines of $log:"
+		tail -n 25 -- "$log" | sed 's/^/  | /' >&2
+		return "$status"
+	fi
+	printf '  %-58s %6.1f s\n' "$text" "$(elapsed_since "$start")" >&2
+}
+
+elapsed_since() {
+	local us=$((${EPOCHREALTIME/[.,]/} - ${1/[.,]/}))
+	printf '%d.%06d' $((us / 1000000)) $((us % 1000000))
+}
+
+# with_lock NAME CMD...: one run at a time for whoever shares this cache.
+with_lock() {
+	local fd status=0
+	exec {fd}>"$CACHE/lock/$1"
+	if ! flock --nonblock "$fd"; then
+		say "  another run is at work on the same $1; waiting for it"
+		flock "$fd"
+	fi
+	shift
+	"$@" || status=$?
+	exec {fd}>&-
+	return "$status"
+}
