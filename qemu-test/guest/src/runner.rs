@@ -148,8 +148,10 @@ fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
         ktap.diagnostic(problem);
     }
     if failed {
-        let from = lines.len().saturating_sub(25);
-        for line in &lines[from..] {
+        // The end of the log, without a line's repetitions.
+        let mut told = lines.clone();
+        told.dedup();
+        for line in &told[told.len().saturating_sub(25)..] {
             ktap.diagnostic(&format!("log: {line}"));
         }
         verdict = Verdict::Fail;

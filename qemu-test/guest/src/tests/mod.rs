@@ -1,7 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The tests, by subject.
 
+mod clients;
+mod data;
+mod errors;
+mod flags;
 mod ioctl;
+mod module;
+mod params;
+mod size;
+mod teardown;
 
 use std::path::PathBuf;
 
@@ -74,7 +82,7 @@ impl Test {
 }
 
 pub fn all() -> impl Iterator<Item = &'static Test> {
-    [ioctl::TESTS].into_iter().flatten()
+    [ioctl::TESTS, flags::TESTS, size::TESTS, params::TESTS, module::TESTS, errors::TESTS, teardown::TESTS, data::TESTS, clients::TESTS].into_iter().flatten()
 }
 
 /// The error of a test that cannot be run here.

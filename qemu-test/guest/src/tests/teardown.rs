@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The ways an attachment ends, and that the device can be attached again after each.
+
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+
+use super::{Context, Test};
+use crate::attach::Setup;
+use crate::device::{Device, capacity, io_errno, node, open_direct, read_direct, req, round_trip, wait_idle};
+use crate::process::{fork_child, hold_open, wait_for};
+use crate::server::{Action, Command, Export, Server, Transport};
+
+const EBUSY_FOR_EVER: &str = "EBUSY for ever: the dead owner's config lives as long as any opener";
+
+pub const TESTS: &[Test] = &[
+    Test::new("teardown.server_closes", "the server closes: reads fail, NBD_DO_IT returns, capacity is 0", server_closes)
+        .quick(),
+    Test::new("teardown.server_closes_idle", "the server closes an idle connection", server_closes_idle),
+    Test::new("teardown.client_killed", "the client is killed in NBD_DO_IT", client_killed).quick(),
+    Test::new("teardown.client_killed_holder", "the same while another process holds the device", client_killed_holder)
+        .known_on_nbd(EBUSY_FOR_EVER),
+    Test::new("teardown.setter_dies", "the client dies between NBD_SET_SOCK and NBD_DO_IT", setter_dies),
+    Test::new("teardown.setter_dies_holder", "the incident: the same while another process holds the device", {
+        setter_dies_holder
+    })
+    .quick()
+    .known_on_nbd(EBUSY_FOR_EVER),
+    Test::new("teardown.dead_setters", "200 clients that die in setup, then one that does not", dead_setters)
+        .known_on_nbd(EBUSY_FOR_EVER),
+    Test::new("teardown.same_open", "attach, detach, attach again by one open", same_open)
+        .known_on_nbd("EBUSY: the config, and in it the client's pid, lives until the last close"),
+    Test::new("teardown.clear_sock", "NBD_CLEAR_SOCK of a running device ends it", clear_sock),
+    Test::new("teardown.setup_cleared", "NBD_CLEAR_SOCK in setup releases the sockets", setup_cleared)
+        .known_on_nbd("the dead sockets stay in the config, and NBD_DO_IT starts on them"),
+    Test::new("teardown.timeout", "a silent server: the read fails after NBD_SET_TIMEOUT", timeout),
+    Test::new("teardown.disconnect_with_io", "NBD_DISCONNECT with a reader waiting fails that reader", disconnect_with_io),
+];
+
+fn server() -> Result<Server> {
+    Ok(Server::new(Export::memory(1 << 20)?))
+}
+
+/// A fresh attachment works from beginning to end. Only plain openers may be there.
+fn attaches_again() -> Result<()> {
+    let server = server()?;
+    let device = Device::open(0)?;
+    let attachment = Setup::for_server(&server).attach(&device, &server).context("attaching again")?;
+    let direct = open_direct("/dev/nbd0")?;
+    let done = round_trip(&direct, 4096, &[0xc3; 8192]);
+    drop(direct);
+    attachment.detach()?;
+    done
+}
+
+/// A read that the server has seen and does not answer. The first element ends with the read's result.
+fn pending_read(server: &Server) -> Result<std::sync::mpsc::Receiver<Result<(), Errno>>> {
+    let direct = open_direct("/dev/nbd0")?;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let read = read_direct(&direct, 65536, 4096).map(drop).map_err(|error| io_errno(&error));
+        drop(direct);
+        let _ = sender.send(read);
+    });
+    wait_for("the server to see the read", || !server.seen_of(Command::Read).is_empty())?;
+    Ok(receiver)
+}
+
+fn silent() -> Result<Server> {
+    Ok(Server::with_behaviour(Export::memory(1 << 20)?, |request| {
+        if request.offset == 65536 { Action::Ignore } else { Action::Serve }
+    }))
+}
+
+/// The read must have failed, within the patience that we have with everything.
+fn fails(read: &std::sync::mpsc::Receiver<Result<(), Errno>>, why: &str) -> Result<()> {
+    let result = read
+        .recv_timeout(crate::process::PATIENCE)
+        .with_context(|| format!("the reader hangs after {why}"))?;
+    println!("the read gave {result:?} after {why}");
+    ensure!(result.is_err(), "the read succeeded after {why}");
+    Ok(())
+}
+
+fn server_closes(_: &Context) -> Result<()> {
+    let server = silent()?;
+    let device = Device::open(0)?;
+    let attachment = Setup::for_server(&server).attach(&device, &server)?;
+    let read = pending_read(&server)?;
+    server.close();
+    fails(&read, "the server closed")?;
+    let result = attachment.ended()?;
+    println!("NBD_DO_IT returned {result:?}");
+    drop(device);
+    wait_idle(0)?;
+    ensure!(Device::open(0)?.file().read_at(&mut [0; 512], 0)? == 0, "a read of an idle device");
+    attaches_again()
+}
+
+fn server_closes_idle(_: &Context) -> Result<()> {
+    for transport in [Transport::Unix, Transport::Tcp4] {
+        let server = server()?;
+        let device = Device::open(0)?;
+        let attachment = Setup::for_server(&server).transport(transport).attach(&device, &server)?;
+        server.close();
+        println!("NBD_DO_IT returned {:?}", attachment.ended()?);
+        drop(device);
+        wait_idle(0)?;
+    }
+    attaches_again()
+}
+
+fn client_killed(_: &Context) -> Result<()> {
+    let server = server()?;
+    let mut client = Setup::for_server(&server).attach_in_child(0, &server)?;
+    round_trip(&open_direct("/dev/nbd0")?, 0, &[1; 4096])?;
+    client.kill()?;
+    server.wait_closed()?;
+    wait_idle(0)?;
+    attaches_again()
+}
+
+fn client_killed_holder(_: &Context) -> Result<()> {
+    let server = server()?;
+    let mut client = Setup::for_server(&server).attach_in_child(0, &server)?;
+    let holder = hold_open(node(0))?;
+    client.kill()?;
+    attaches_again()?;
+    server.wait_closed()?;
+    drop(holder);
+    Ok(())
+}
+
+/// A process that does all of the setup and dies before NBD_DO_IT. Returns the server's side of it.
+fn dead_setter() -> Result<Server> {
+    let server = server()?;
+    let socket = server.connect(Transport::Unix)?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    let mut setter = fork_child(&[fd], move |ready| {
+        let device = Device::open(0)?;
+        let set = device.ioctl(req::SET_SOCK, fd as u64);
+        let size = device.ioctl(req::SET_SIZE, 1 << 20);
+        ready.tell(&format!("{set:?} {size:?}"))?;
+        loop {
+            nix::unistd::pause();
+        }
+    })?;
+    setter.next_line()?;
+    setter.kill()?;
+    Ok(server)
+}
+
+fn setter_dies(_: &Context) -> Result<()> {
+    let server = dead_setter()?;
+    server.wait_closed()?;
+    attaches_again()
+}
+
+fn setter_dies_holder(_: &Context) -> Result<()> {
+    let holder = hold_open(node(0))?;
+    let server = dead_setter()?;
+    attaches_again()?;
+    server.wait_closed().context("the dead setter's socket")?;
+    drop(holder);
+    Ok(())
+}
+
+fn dead_setters(context: &Context) -> Result<()> {
+    let holder = hold_open(node(0))?;
+    let mut servers = Vec::new();
+    for _ in 0..context.rounds(200, 20) {
+        servers.push(dead_setter()?);
+    }
+    attaches_again()?;
+    for server in servers {
+        server.wait_closed().context("a dead setter's socket")?;
+    }
+    drop(holder);
+    Ok(())
+}
+
+fn same_open(_: &Context) -> Result<()> {
+    let device = Device::open(0)?;
+    for round in 0..5u8 {
+        let server = server()?;
+        let setup = Setup::for_server(&server);
+        let attachment = setup.attach(&device, &server).with_context(|| format!("round {round}"))?;
+        round_trip(&open_direct("/dev/nbd0")?, 0, &[round; 4096])?;
+        attachment.detach()?;
+        server.wait_closed()?;
+    }
+    Ok(())
+}
+
+fn clear_sock(_: &Context) -> Result<()> {
+    let server = server()?;
+    let device = Device::open(0)?;
+    let attachment = Setup::for_server(&server).attach(&device, &server)?;
+    device.ioctl(req::CLEAR_SOCK, 0)?;
+    println!("NBD_DO_IT returned {:?}", attachment.ended()?);
+    drop(device);
+    server.wait_closed()?;
+    wait_idle(0)?;
+    attaches_again()
+}
+
+fn setup_cleared(_: &Context) -> Result<()> {
+    let server = server()?;
+    let device = Device::open(0)?;
+    Setup::for_server(&server).prepare(&device, &server)?;
+    device.ioctl(req::CLEAR_SOCK, 0)?;
+    server.wait_closed()?;
+    let started = device.ioctl(req::DO_IT, 0);
+    ensure!(started == Err(Errno::EINVAL), "NBD_DO_IT after NBD_CLEAR_SOCK gave {started:?}");
+    attaches_again()
+}
+
+fn timeout(_: &Context) -> Result<()> {
+    let server = silent()?;
+    let device = Device::open(0)?;
+    let attachment = Setup::for_server(&server).timeout(1).attach(&device, &server)?;
+    let read = pending_read(&server)?;
+    fails(&read, "the timeout")?;
+    println!("NBD_DO_IT returned {:?}", attachment.ended()?);
+    drop(device);
+    wait_idle(0)?;
+    attaches_again()
+}
+
+fn disconnect_with_io(_: &Context) -> Result<()> {
+    let server = silent()?;
+    let device = Device::open(0)?;
+    let attachment = Setup::for_server(&server).attach(&device, &server)?;
+    let read = pending_read(&server)?;
+    std::thread::sleep(Duration::from_millis(50));
+    attachment.detach()?;
+    fails(&read, "NBD_DISCONNECT")?;
+    drop(device);
+    wait_idle(0)?;
+    ensure!(capacity(0) == 0);
+    attaches_again()
+}
