@@ -89,14 +89,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if ktap.all_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the tests need of any booted system: a loopback interface, debugfs, orphans that come to us, neither
-/// driver loaded.
+/// What the tests need of any booted system: a loopback interface, debugfs, qemu-nbd's directory for its socket,
+/// orphans that come to us, neither driver loaded.
 fn prepare_system() -> Result<()> {
     // SAFETY: makes this process the reaper of its orphaned descendants; no memory is involved.
     let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
     Errno::result(result).context("PR_SET_CHILD_SUBREAPER")?;
     let output = Command::new("ip").args(["link", "set", "lo", "up"]).output();
     output.context("start ip, to bring up the loopback interface")?;
+    if !Path::new("/var/lock").exists() {
+        // It is a link into /run on most systems.
+        let lock = fs::read_link("/var/lock").unwrap_or_else(|_| "lock".into());
+        fs::create_dir_all(Path::new("/var").join(lock)).context("make /var/lock for qemu-nbd")?;
+    }
     if !Path::new("/sys/kernel/debug/block").exists() {
         let none: Option<&str> = None;
         let flags = nix::mount::MsFlags::empty();

@@ -174,7 +174,14 @@ impl Server {
 
     /// Closes every connection, as a server that dies does.
     pub fn close(&self) {
-        for stream in lock(&self.streams).drain(..) {
+        for stream in lock(&self.streams).iter() {
+            stream.shut_down();
+        }
+    }
+
+    /// Closes one connection, by its number.
+    pub fn close_one(&self, connection: usize) {
+        if let Some(stream) = lock(&self.streams).get(connection) {
             stream.shut_down();
         }
     }

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = &[
         .quick()
         .limit(150),
     Test::new("clients.qcow2", "qemu-nbd serves a qcow2 image, which keeps the data", qcow2),
+    Test::new("clients.discard", "blkdiscard gives the space of a raw image behind qemu-nbd back", discard),
     Test::new("clients.alternating", "qemu-nbd and nbd-client take turns on one device", alternating),
     Test::new("clients.ext4", "an ext4 filesystem is kept across detach and attach", |context| {
         filesystem(context, "ext4", 64 << 20)
@@ -122,7 +123,7 @@ impl NbdServer {
              [disk]\nexportname = {image}\nflush = true\nfua = true\ntrim = true\n"
         );
         fs::write(&config, text)?;
-        let daemon = Daemon::start(Command::new("nbd-server").args(["-d", "-C", &config]))?;
+        let daemon = Daemon::start(Command::new("nbd-server").args(["-n", "-C", &config]))?;
         // /proc shows it without a connection, which the server would take for a client.
         let listening = format!("0100007F:{:04X} 00000000:0000 0A", port.parse::<u16>()?);
         wait_for("nbd-server to listen", || {
@@ -160,7 +161,7 @@ fn exercise(round: u64) -> Result<()> {
 
 fn qemu_nbd(context: &Context) -> Result<()> {
     let image = image(context, "disk", 4 << 20)?;
-    for round in 0..context.rounds(50, 5) as u64 {
+    for round in 0..context.rounds(50, 3) as u64 {
         let client = QemuNbd::connect(0, &image, "raw").with_context(|| format!("round {round}"))?;
         exercise(round)?;
         client.disconnect().with_context(|| format!("round {round}"))?;
@@ -171,7 +172,7 @@ fn qemu_nbd(context: &Context) -> Result<()> {
 fn nbd_client(context: &Context) -> Result<()> {
     let image = image(context, "disk", 4 << 20)?;
     let server = NbdServer::start(context, &image)?;
-    for round in 0..context.rounds(50, 5) as u64 {
+    for round in 0..context.rounds(50, 3) as u64 {
         let client = server.attach(0).with_context(|| format!("round {round}"))?;
         exercise(round)?;
         client.disconnect().with_context(|| format!("round {round}"))?;
@@ -193,15 +194,38 @@ fn qcow2(context: &Context) -> Result<()> {
     run("qemu-img", &["check", "-q", &image]).map(drop)
 }
 
+fn discard(context: &Context) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    if !have("blkdiscard") {
+        return skip("there is no blkdiscard");
+    }
+    let path = context.scratch_file("disk");
+    fs::write(&path, vec![0x55; 8 << 20])?;
+    let allocated = || fs::metadata(&path).map(|metadata| metadata.blocks() * 512);
+    let before = allocated()?;
+    let client = QemuNbd::connect(0, &path, "raw")?;
+    run("blkdiscard", &["--offset", "1M", "--length", "6M", "/dev/nbd0"])?;
+    let direct = open_direct("/dev/nbd0")?;
+    let data = read_direct(&direct, 0, 8 << 20)?;
+    drop(direct);
+    client.disconnect()?;
+    let discarded = (1 << 20)..(7 << 20);
+    let right = |(at, byte): (usize, &u8)| *byte == if discarded.contains(&at) { 0 } else { 0x55 };
+    ensure!(data.iter().enumerate().all(right), "the discarded range, or more, reads wrongly");
+    let after = allocated()?;
+    ensure!(before - after == 6 << 20, "the image holds {before} bytes before and {after} after");
+    Ok(())
+}
+
 fn alternating(context: &Context) -> Result<()> {
     let image = image(context, "disk", 4 << 20)?;
-    for round in 0..6 {
+    let server = NbdServer::start(context, &image)?;
+    for round in 0..10 {
         if round % 2 == 0 {
             let client = QemuNbd::connect(0, &image, "raw")?;
             exercise(round)?;
             client.disconnect()?;
         } else {
-            let server = NbdServer::start(context, &image)?;
             let client = server.attach(0)?;
             exercise(round)?;
             client.disconnect()?;

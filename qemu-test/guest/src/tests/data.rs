@@ -36,12 +36,12 @@ pub const TESTS: &[Test] = &[
     Test::new("data.fio_qemu", "fio verifies a raw file behind qemu-nbd", fio_qemu),
     Test::new("data.fio_qemu_multi", "fio verifies it over 4 connections that nbd-client made", fio_qemu_multi),
     Test::new("data.many_tasks", "32 tasks at once, each on its own blocks", many_tasks),
-    Test::new("data.signals_unix", "a storm of signals during big writes loses nothing (UNIX)", |_| {
-        signals(Transport::Unix)
+    Test::new("data.signals_unix", "a storm of signals during big writes loses nothing (UNIX)", |context| {
+        signals(context, Transport::Unix)
     })
     .quick(),
-    Test::new("data.signals_tcp", "a storm of signals during big writes loses nothing (TCP)", |_| {
-        signals(Transport::Tcp4)
+    Test::new("data.signals_tcp", "a storm of signals during big writes loses nothing (TCP)", |context| {
+        signals(context, Transport::Tcp4)
     }),
     Test::new("data.big_request", "one request of 32 MiB", big_request),
 ];
@@ -96,10 +96,11 @@ fn buffered(_: &Context) -> Result<()> {
 }
 
 /// Random writes of 4 KiB to 1 MiB, each block with its checksum, then all of it verified.
-fn fio(extra: &[&str]) -> Result<()> {
+fn fio(context: &Context, extra: &[&str]) -> Result<()> {
     if !have("fio") {
         return skip("there is no fio");
     }
+    let size = format!("--size={}m", context.rounds(32, 8));
     let mut args = vec![
         "--name=verify",
         "--filename=/dev/nbd0",
@@ -107,7 +108,7 @@ fn fio(extra: &[&str]) -> Result<()> {
         "--rw=randwrite",
         "--bsrange=4k-1m",
         "--blockalign=4k",
-        "--size=32m",
+        &size,
         "--randseed=7",
         "--verify=crc32c",
         "--do_verify=1",
@@ -119,16 +120,16 @@ fn fio(extra: &[&str]) -> Result<()> {
 }
 
 /// Asynchronous and direct, then synchronous and buffered.
-fn fio_both() -> Result<()> {
-    fio(&["--ioengine=libaio", "--iodepth=16", "--direct=1"]).context("direct, by libaio")?;
-    fio(&["--ioengine=psync", "--direct=0", "--end_fsync=1"]).context("buffered, by psync")
+fn fio_both(context: &Context) -> Result<()> {
+    fio(context, &["--ioengine=libaio", "--iodepth=16", "--direct=1"]).context("direct, by libaio")?;
+    fio(context, &["--ioengine=psync", "--direct=0", "--end_fsync=1"]).context("buffered, by psync")
 }
 
-fn fio_in_process(_: &Context, transport: Transport, connections: usize) -> Result<()> {
+fn fio_in_process(context: &Context, transport: Transport, connections: usize) -> Result<()> {
     let server = server()?;
     let setup = Setup::for_server(&server).transport(transport).block_size(4096);
     let setup = if connections > 1 { setup.connections(connections) } else { setup };
-    with_attached(&server, setup, |_| fio_both())?;
+    with_attached(&server, setup, |_| fio_both(context))?;
     let mut used: Vec<usize> = server.seen_of(Command::Write).iter().map(|write| write.connection).collect();
     used.sort_unstable();
     used.dedup();
@@ -145,7 +146,7 @@ fn raw_image(context: &Context) -> Result<String> {
 fn fio_qemu(context: &Context) -> Result<()> {
     let image = raw_image(context)?;
     let client = QemuNbd::connect(0, &image, "raw")?;
-    fio_both()?;
+    fio_both(context)?;
     client.disconnect()
 }
 
@@ -154,7 +155,7 @@ fn fio_qemu_multi(context: &Context) -> Result<()> {
     let socket = context.scratch_file("socket");
     let server = QemuNbd::listen(Path::new(&socket), &image, 8)?;
     let client = NbdClient::connect(0, &["-unix", &socket, "-N", "", "-connections", "4"])?;
-    fio_both()?;
+    fio_both(context)?;
     client.disconnect()?;
     drop(server);
     Ok(())
@@ -198,16 +199,18 @@ fn alarm_storm() -> Result<()> {
     Ok(())
 }
 
-/// The driver's send buffer is tiny and the server slow, so that sends block half way, where a signal finds them.
-fn signals(transport: Transport) -> Result<()> {
+/// The driver's send buffer is small and the server slow, so that sends block half way, where a signal finds them.
+fn signals(context: &Context, transport: Transport) -> Result<()> {
     const LENGTH: usize = 4 << 20;
-    const ROUNDS: u64 = 8;
+    let rounds = context.rounds(8, 2) as u64;
     let server = Server::with_behaviour(Export::memory(SIZE)?, |request| match request.command {
         Command::Write => Action::Delay(Duration::from_millis(3)),
         _ => Action::Serve,
     });
     let socket = server.connect(transport)?;
-    setsockopt(&socket, sockopt::SndBuf, &8192)?;
+    // TCP stalls for a delayed acknowledgement whenever a very small buffer is full.
+    let send_buffer = if transport == Transport::Unix { 8192 } else { 128 << 10 };
+    setsockopt(&socket, sockopt::SndBuf, &send_buffer)?;
     let device = Device::open(0)?;
     device.ioctl(req::SET_SOCK, socket.as_raw_fd() as u64)?;
     drop(socket);
@@ -217,7 +220,7 @@ fn signals(transport: Transport) -> Result<()> {
     let mut writer = fork_child(&[], move |ready| {
         let direct = open_direct("/dev/nbd0")?;
         alarm_storm()?;
-        for round in 0..ROUNDS {
+        for round in 0..rounds {
             let data = device::Buffer::filled(&random(round, LENGTH));
             let mut done = 0;
             while done < LENGTH {
@@ -233,7 +236,7 @@ fn signals(transport: Transport) -> Result<()> {
     })?;
     writer.expect_line("written")?;
     writer.success()?;
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let there = server.export().read(round * LENGTH as u64, LENGTH)?;
         ensure!(there == random(round, LENGTH), "write {round} arrived damaged");
     }

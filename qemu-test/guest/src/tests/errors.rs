@@ -5,8 +5,10 @@ use anyhow::{Result, ensure};
 
 use super::{Checks, Context, Test};
 use crate::attach::{Setup, with_attached};
-use crate::device::{Device, flag, io_errno, open_direct, read_direct, round_trip, write_direct};
-use crate::server::{Action, Command, Export, Server};
+use crate::device::{
+    Device, flag, io_errno, open_direct, read_direct, round_trip, wait_idle, write_direct,
+};
+use crate::server::{Action, Command, Export, Request, Server, wire};
 
 pub const TESTS: &[Test] = &[
     Test::new("errors.each_errno", "every error of the protocol fails the request and nothing else", each_errno)
@@ -14,6 +16,7 @@ pub const TESTS: &[Test] = &[
     Test::new("errors.buffered", "a refused write-back shows at fsync, a refused read at read", buffered),
     Test::new("errors.some_of_many", "of many requests at once only the refused ones fail", some_of_many),
     Test::new("errors.beyond_server", "an export smaller than the device says so by errors", beyond_server),
+    Test::new("errors.bad_reply", "a reply that breaks the protocol ends the connection", bad_reply),
 ];
 
 /// The errors that the protocol names, and one that it does not.
@@ -125,5 +128,38 @@ fn beyond_server(_: &Context) -> Result<()> {
         let beyond = read_direct(&direct, 1 << 20, 4096);
         ensure!(beyond.is_err(), "a read beyond the export succeeded");
         round_trip(&direct, 0, &[7; 4096])
+    })
+}
+
+fn bad_reply(_: &Context) -> Result<()> {
+    const BAD: u64 = 65536;
+    type Answer = fn(&Request) -> Vec<u8>;
+    let cases: [(&str, Answer); 4] = [
+        ("a wrong magic", |request| wire::reply(0x1234_5678, 0, request.cookie).to_vec()),
+        ("an unknown cookie", |request| wire::reply(wire::REPLY_MAGIC, 0, !request.cookie).to_vec()),
+        ("a stale cookie", |request| {
+            wire::reply(wire::REPLY_MAGIC, 0, request.cookie.wrapping_sub(1 << 32)).to_vec()
+        }),
+        ("rubbish", |_| vec![0xff; 4096]),
+    ];
+    for (what, answer) in cases {
+        let server = Server::with_behaviour(Export::memory(1 << 20)?, move |request| {
+            if request.offset == BAD { Action::Send(answer(request)) } else { Action::Serve }
+        });
+        let device = Device::open(0)?;
+        let attachment = Setup::for_server(&server).attach(&device, &server)?;
+        let direct = open_direct("/dev/nbd0")?;
+        round_trip(&direct, 0, &[1; 4096])?;
+        let read = read_direct(&direct, BAD, 4096);
+        ensure!(read.is_err(), "a read answered with {what} succeeded");
+        drop(direct);
+        println!("{what}: NBD_DO_IT returned {:?}", attachment.ended()?);
+        drop(device);
+        server.wait_closed()?;
+        wait_idle(0)?;
+    }
+    let server = Server::new(Export::memory(1 << 20)?);
+    with_attached(&server, Setup::for_server(&server), |_| {
+        round_trip(&open_direct("/dev/nbd0")?, BAD, &[1; 4096])
     })
 }

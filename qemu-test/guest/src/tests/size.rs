@@ -21,6 +21,8 @@ pub const TESTS: &[Test] = &[
     Test::new("size.capacity", "sysfs and BLKGETSIZE64 show the size while attached, and 0 after", capacities)
         .quick(),
     Test::new("size.block_size", "the block size shows as logical and physical, and bounds direct I/O", block_size),
+    Test::new("size.large_blocks", "block sizes above the page's, up to 64 KiB", large_blocks),
+    Test::new("size.resize", "NBD_SET_SIZE of a running device changes its capacity", resize),
     Test::new("size.odd", "a size that is not whole sectors is rounded down", odd),
     Test::new("size.huge", "an export of 4 EiB shows its size and reads at its end", huge),
     Test::new("size.uevents", "a change event at start and one at the end", uevents),
@@ -68,6 +70,46 @@ fn block_size(_: &Context) -> Result<()> {
         })?;
     }
     checks.done()
+}
+
+fn large_blocks(_: &Context) -> Result<()> {
+    let server = Server::new(Export::memory(1 << 20)?);
+    for size in [8192, 65536] {
+        with_attached(&server, Setup::for_server(&server).block_size(size), |device| {
+            ensure!(u64::from(device.block_size()?) == size, "BLKSSZGET shows {}", device.block_size()?);
+            let direct = open_direct("/dev/nbd0")?;
+            ensure!(read_direct(&direct, 4096, 4096).is_err(), "direct I/O below the block size");
+            round_trip(&direct, size, &vec![0x13; 2 * size as usize])
+        })
+        .with_context(|| format!("block size {size}"))?;
+    }
+    Ok(())
+}
+
+fn resize(_: &Context) -> Result<()> {
+    let server = Server::new(Export::memory(4 << 20)?);
+    let events = Uevents::listen()?;
+    let setup = Setup { size: 1 << 20, ..Setup::for_server(&server) };
+    with_attached(&server, setup, |device| {
+        for (cmd, arg, size) in [
+            (device::req::SET_SIZE, 4 << 20, 4 << 20),
+            (device::req::SET_SIZE_BLOCKS, 4096, 2 << 20),
+            (device::req::SET_SIZE, 3 << 20, 3 << 20),
+        ] {
+            events.pending()?;
+            device.ioctl(cmd, arg)?;
+            ensure!(capacity(0) == size, "capacity {} after {cmd:#x} {arg}", capacity(0));
+            ensure!(device.size()? == size, "BLKGETSIZE64 {} after {cmd:#x} {arg}", device.size()?);
+            events.wait("change", "/block/nbd0")?;
+            round_trip(&open_direct("/dev/nbd0")?, size - 4096, &[0x21; 4096])?;
+        }
+        for (cmd, arg) in [(device::req::SET_SIZE, 1 << 63), (device::req::SET_SIZE_BLOCKS, 1 << 60)] {
+            let refused = device.ioctl(cmd, arg);
+            ensure!(refused == Err(nix::errno::Errno::EINVAL), "{cmd:#x} {arg:#x} gave {refused:?}");
+            ensure!(capacity(0) == 3 << 20, "a refused size changed the capacity to {}", capacity(0));
+        }
+        Ok(())
+    })
 }
 
 fn odd(_: &Context) -> Result<()> {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 
 use super::{Context, Test};
-use crate::attach::Setup;
+use crate::attach::{Setup, with_attached};
 use crate::device::{Device, capacity, io_errno, node, open_direct, read_direct, req, round_trip, wait_idle};
 use crate::process::{fork_child, hold_open, wait_for};
 use crate::server::{Action, Command, Export, Server, Transport};
@@ -37,6 +37,8 @@ pub const TESTS: &[Test] = &[
         .known_on_nbd("the dead sockets stay in the config, and NBD_DO_IT starts on them"),
     Test::new("teardown.timeout", "a silent server: the read fails after NBD_SET_TIMEOUT", timeout),
     Test::new("teardown.disconnect_with_io", "NBD_DISCONNECT with a reader waiting fails that reader", disconnect_with_io),
+    Test::new("teardown.one_connection", "one of two connections closes: the other one goes on", one_connection),
+    Test::new("teardown.retried", "a read on a connection that closes is answered over the other one", retried),
 ];
 
 fn server() -> Result<Server> {
@@ -241,4 +243,62 @@ fn disconnect_with_io(_: &Context) -> Result<()> {
     wait_idle(0)?;
     ensure!(capacity(0) == 0);
     attaches_again()
+}
+
+/// Reads in the first half of the export close the connection that they come on, if it is the first.
+fn closes_first() -> Result<Server> {
+    Ok(Server::with_behaviour(Export::memory(1 << 20)?, |request| {
+        let closes = request.connection == 0 && request.command == Command::Read;
+        if closes && request.offset == 65536 { Action::Close } else { Action::Serve }
+    }))
+}
+
+/// Reads by as many tasks as it takes for both connections to be used: which one is the block layer's choice, by
+/// CPU.
+fn read_on_every_cpu() -> Result<()> {
+    let mut tasks = Vec::new();
+    for cpu in 0..std::thread::available_parallelism()?.get() {
+        tasks.push(std::thread::spawn(move || -> Result<()> {
+            let mut set = nix::sched::CpuSet::new();
+            set.set(cpu)?;
+            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
+            let data = read_direct(&open_direct("/dev/nbd0")?, 65536, 4096);
+            let data = data.with_context(|| format!("a read on CPU {cpu}"))?;
+            ensure!(data.iter().all(|byte| *byte == 0x42), "wrong data");
+            Ok(())
+        }));
+    }
+    for task in tasks {
+        task.join().map_err(|_| anyhow::anyhow!("a task panicked"))??;
+    }
+    Ok(())
+}
+
+fn one_connection(_: &Context) -> Result<()> {
+    let server = server()?;
+    server.export().write(65536, &[0x42; 4096])?;
+    with_attached(&server, Setup::for_server(&server).connections(2), |_| {
+        read_on_every_cpu()?;
+        server.close_one(0);
+        wait_for("the connection to close", || server.open_connections() == 1)?;
+        server.forget();
+        read_on_every_cpu()?;
+        let reads = server.seen_of(Command::Read);
+        ensure!(!reads.is_empty() && reads.iter().all(|read| read.connection == 1), "reads: {reads:?}");
+        round_trip(&open_direct("/dev/nbd0")?, 0, &[1; 65536])
+    })
+}
+
+fn retried(_: &Context) -> Result<()> {
+    let server = closes_first()?;
+    server.export().write(65536, &[0x42; 4096])?;
+    // nbd.ko notices at the request's timeout only.
+    with_attached(&server, Setup::for_server(&server).connections(2).timeout(1), |_| {
+        read_on_every_cpu()?;
+        let reads = server.seen_of(Command::Read);
+        let lost = reads.iter().filter(|read| read.connection == 0 && read.offset == 65536).count();
+        ensure!(lost == 1, "the first connection saw {lost} of the reads: {reads:?}");
+        ensure!(server.open_connections() == 1, "{} connections", server.open_connections());
+        Ok(())
+    })
 }
