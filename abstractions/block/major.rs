@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Block device major numbers.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use crate::bindings as extra;
+use kernel::{bindings, error::to_result, prelude::*};
+
+/// A registered block major number. Dropping it gives the number back.
+///
+/// # Invariants
+///
+/// `number` is registered under `name`, by this value alone.
+pub(crate) struct Major {
+    number: u32,
+    name: &'static CStr,
+}
+
+impl Major {
+    /// Registers `number` under `name`. May sleep.
+    ///
+    /// Fails with `EBUSY` if the number is taken.
+    pub(crate) fn register(number: u32, name: &'static CStr) -> Result<Self> {
+        // SAFETY: `name` is a NUL-terminated string that lives for ever.
+        to_result(unsafe { extra::rnbd_helper_register_blkdev(number, name.as_char_ptr()) })?;
+        // INVARIANT: The call above registered it.
+        Ok(Self { number, name })
+    }
+}
+
+impl Drop for Major {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant this pair is registered, and nobody else unregisters it.
+        unsafe { bindings::unregister_blkdev(self.number, self.name.as_char_ptr()) };
+    }
+}

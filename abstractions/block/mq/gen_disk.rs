@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Disks.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use super::{
+    operations::{Operations, Tables},
+    queue::AttachmentCell,
+    request::{Pdu, Request},
+    QueueLimits,
+};
+use crate::bindings as extra;
+use core::{marker::PhantomData, ptr::NonNull};
+use kernel::{
+    bindings, device,
+    error::{from_err_ptr, to_result},
+    fmt::{self, Write as _},
+    prelude::*,
+    static_lock_class,
+    str::Formatter,
+    sync::aref::{ARef, AlwaysRefCounted},
+    types::{Opaque, ScopeGuard},
+};
+
+/// A `struct blk_mq_tag_set`, initialised, with tags for `T`.
+#[pin_data(PinnedDrop)]
+struct TagSet<T: Operations> {
+    #[pin]
+    inner: Opaque<bindings::blk_mq_tag_set>,
+    _driver: PhantomData<T>,
+}
+
+impl<T: Operations> TagSet<T> {
+    fn new(hw_queues: u32, depth: u32) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            inner <- Opaque::try_ffi_init(move |set: *mut bindings::blk_mq_tag_set| {
+                // SAFETY: `set` is valid for writes, and nobody else looks at it yet.
+                unsafe {
+                    set.write(bindings::blk_mq_tag_set {
+                        ops: &Tables::<T>::MQ_OPS,
+                        nr_hw_queues: hw_queues,
+                        nr_maps: 1,
+                        queue_depth: depth,
+                        numa_node: bindings::NUMA_NO_NODE,
+                        cmd_size: size_of::<Pdu<T>>() as u32,
+                        flags: bindings::BLK_MQ_F_BLOCKING,
+                        ..pin_init::zeroed()
+                    })
+                };
+                // SAFETY: `set` is filled in, and its memory is pinned.
+                to_result(unsafe { bindings::blk_mq_alloc_tag_set(set) })
+            }),
+            _driver: PhantomData,
+        })
+    }
+}
+
+#[pinned_drop]
+impl<T: Operations> PinnedDrop for TagSet<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: `new` has initialised it, and the disk that used it is gone.
+        unsafe { bindings::blk_mq_free_tag_set(self.inner.get()) };
+    }
+}
+
+/// What hangs on a disk: `private_data` of the disk and `queuedata` of its queue.
+#[pin_data]
+pub(super) struct Private<T: Operations> {
+    #[pin]
+    tag_set: TagSet<T>,
+    pub(super) attachment: AttachmentCell<T::Attachment>,
+    fops: bindings::block_device_operations,
+    #[pin]
+    data: T::DiskData,
+}
+
+impl<T: Operations> Private<T> {
+    /// Takes the box back from a disk that is being freed.
+    ///
+    /// # Safety
+    ///
+    /// `disk` was made by [`DiskBuilder`] for `T`; nobody uses its private data after this.
+    pub(super) unsafe fn from_disk(disk: *mut bindings::gendisk) -> Pin<KBox<Self>> {
+        // SAFETY: The builder put a pinned box there, by the safety requirement for the last time.
+        unsafe { Pin::new_unchecked(KBox::from_raw((*disk).private_data.cast())) }
+    }
+}
+
+/// A disk, as its driver's functions get it.
+///
+/// # Invariants
+///
+/// `self.0` is a valid `struct gendisk` made by [`DiskBuilder`] for `T`.
+#[repr(transparent)]
+pub(crate) struct Disk<T: Operations>(Opaque<bindings::gendisk>, PhantomData<T>);
+
+impl<T: Operations> Disk<T> {
+    /// A disk from a pointer.
+    ///
+    /// # Safety
+    ///
+    /// `disk` must have been made by [`DiskBuilder`] for `T`, and stay valid for `'a`.
+    pub(super) unsafe fn from_raw<'a>(disk: *mut bindings::gendisk) -> &'a Self {
+        // SAFETY: By the safety requirement; `Self` is transparent.
+        unsafe { &*disk.cast::<Self>() }
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::gendisk {
+        self.0.get()
+    }
+
+    pub(super) fn queue(&self) -> *mut bindings::request_queue {
+        // SAFETY: By the type invariant; a disk keeps its queue.
+        unsafe { (*self.as_raw()).queue }
+    }
+
+    pub(super) fn private(&self) -> &Private<T> {
+        // SAFETY: By the type invariant; the box lives as long as the disk.
+        unsafe { &*(*self.as_raw()).private_data.cast::<Private<T>>() }
+    }
+
+    pub(super) fn tag_set(&self) -> *mut bindings::blk_mq_tag_set {
+        self.private().tag_set.inner.get()
+    }
+
+    /// The driver's data of this disk.
+    pub(crate) fn data(&self) -> &T::DiskData {
+        &self.private().data
+    }
+
+    /// The disk's device, for log lines.
+    pub(crate) fn device(&self) -> &device::Device {
+        // SAFETY: By the type invariant; the device is part of the disk.
+        unsafe { device::Device::from_raw(extra::rnbd_helper_disk_to_dev(self.as_raw())) }
+    }
+
+    /// A reference that keeps the disk's memory, though not the disk's being there.
+    pub(crate) fn get(&self) -> ARef<Self> {
+        self.into()
+    }
+
+    /// How many have the disk or one of its partitions open. Stable only under the open lock.
+    pub(crate) fn openers(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_disk_openers(self.as_raw()) }
+    }
+
+    /// The capacity in sectors of 512 bytes.
+    pub(crate) fn capacity(&self) -> u64 {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_get_capacity(self.as_raw()) }
+    }
+
+    /// Sets the capacity in sectors, and sends a change event. May sleep.
+    ///
+    /// The block layer itself tells user space of changes from one size to another only, not of a
+    /// disk that becomes empty or stops to be so.
+    pub(crate) fn set_capacity_and_notify(&self, sectors: u64) {
+        // SAFETY: By the type invariant.
+        if !unsafe { bindings::set_capacity_and_notify(self.as_raw(), sectors) } {
+            self.notify_change();
+        }
+    }
+
+    /// Sends user space a change event of this disk. May sleep.
+    pub(crate) fn notify_change(&self) {
+        // SAFETY: By the type invariant; the device's kobject is initialised.
+        unsafe {
+            bindings::kobject_uevent(
+                &raw mut (*extra::rnbd_helper_disk_to_dev(self.as_raw())).kobj,
+                bindings::kobject_action_KOBJ_CHANGE,
+            )
+        };
+    }
+
+    /// Tells the block layer that another medium may be in the device: drops the page cache, ends
+    /// what is mounted on it, and moves the disk's sequence number. May sleep.
+    pub(crate) fn force_media_change(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::disk_force_media_change(self.as_raw()) };
+    }
+
+    /// Has the partition table read anew when the disk is opened next.
+    pub(crate) fn need_partition_scan(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_disk_need_part_scan(self.as_raw()) };
+    }
+
+    /// Makes the disk read-only, or writable. May sleep.
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::set_disk_ro(self.as_raw(), read_only) };
+    }
+}
+
+// SAFETY: A disk may be used from any thread: what its functions change, they lock.
+unsafe impl<T: Operations> Send for Disk<T> {}
+
+// SAFETY: As above.
+unsafe impl<T: Operations> Sync for Disk<T> {}
+
+// SAFETY: The reference is one to the disk's device, whose release frees the disk.
+unsafe impl<T: Operations> AlwaysRefCounted for Disk<T> {
+    fn inc_ref(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::get_device(extra::rnbd_helper_disk_to_dev(self.as_raw())) };
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: By the safety requirement the caller owns a reference.
+        unsafe { bindings::put_disk(obj.as_ptr().cast()) };
+    }
+}
+
+/// A disk to be made.
+pub(crate) struct DiskBuilder {
+    /// Major number, registered by the driver.
+    pub(crate) major: u32,
+    /// First minor number.
+    pub(crate) first_minor: u32,
+    /// How many minor numbers the disk and its partitions have.
+    pub(crate) minors: u32,
+    /// How many hardware queues it starts with; the block layer makes no more than there are CPUs.
+    pub(crate) hw_queues: u32,
+    /// How many requests each hardware queue takes.
+    pub(crate) queue_depth: u32,
+    /// Limits of its requests.
+    pub(crate) limits: QueueLimits,
+}
+
+impl DiskBuilder {
+    /// Makes the disk, empty, and adds it to the system. May sleep.
+    pub(crate) fn build<T: Operations>(
+        self,
+        owner: &'static ThisModule,
+        name: fmt::Arguments<'_>,
+        data: impl PinInit<T::DiskData, Error>,
+    ) -> Result<GenDisk<T>> {
+        let private = KBox::pin_init(
+            try_pin_init!(Private::<T> {
+                tag_set <- TagSet::new(self.hw_queues, self.queue_depth),
+                attachment: AttachmentCell::new(),
+                fops: Tables::<T>::fops(owner),
+                data <- data,
+            }),
+            GFP_KERNEL,
+        )?;
+        let mut limits = self.limits.into_raw();
+        // SAFETY: The box is unpinned only to be pinned again, by `from_disk` or by the guard.
+        let private = KBox::into_raw(unsafe { Pin::into_inner_unchecked(private) });
+        let free_private = ScopeGuard::new(|| {
+            // SAFETY: No disk has taken the box over on this path.
+            drop(unsafe { Pin::new_unchecked(KBox::from_raw(private)) });
+        });
+        // SAFETY: The tag set is initialised, and outlives the disk, for `free_disk` drops it.
+        let disk = from_err_ptr(unsafe {
+            bindings::__blk_mq_alloc_disk(
+                (*private).tag_set.inner.get(),
+                &mut limits,
+                private.cast(),
+                static_lock_class!().as_ptr(),
+            )
+        })?;
+        // SAFETY: The disk is not added yet: `put_disk` frees it, without `free_disk`.
+        let free_disk = ScopeGuard::new(move || unsafe { bindings::put_disk(disk) });
+
+        // SAFETY: The disk is valid, and nobody else looks at it yet.
+        let raw = unsafe { &mut *disk };
+        raw.major = self.major as i32;
+        raw.first_minor = self.first_minor as i32;
+        raw.minors = self.minors as i32;
+        raw.private_data = private.cast();
+        // SAFETY: The box is valid, and lives as long as the disk.
+        raw.fops = unsafe { &raw const (*private).fops };
+        // The name stays NUL-terminated: the array was zeroed, and its last byte is not offered.
+        let (_, room) = raw.disk_name.split_last_mut().ok_or(EINVAL)?;
+        Formatter::new(room).write_fmt(name).map_err(|_| EINVAL)?;
+
+        // SAFETY: The disk is filled in.
+        to_result(unsafe {
+            bindings::device_add_disk(core::ptr::null_mut(), disk, core::ptr::null_mut())
+        })?;
+
+        free_disk.dismiss();
+        free_private.dismiss();
+        // SAFETY: `alloc_disk` gave one reference, which goes to the `ARef`; the pointer is not
+        // null, for it was dereferenced above.
+        let disk = unsafe { ARef::from_raw(NonNull::new_unchecked(disk.cast::<Disk<T>>())) };
+        Ok(GenDisk { disk })
+    }
+}
+
+/// A disk that is in the system. Dropping it takes it out; its memory stays while somebody still
+/// holds a reference.
+///
+/// # Invariants
+///
+/// The disk was added, and is taken out by this value alone.
+pub(crate) struct GenDisk<T: Operations> {
+    disk: ARef<Disk<T>>,
+}
+
+impl<T: Operations> core::ops::Deref for GenDisk<T> {
+    type Target = Disk<T>;
+
+    fn deref(&self) -> &Disk<T> {
+        &self.disk
+    }
+}
+
+impl<T: Operations> Drop for GenDisk<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::del_gendisk(self.disk.as_raw()) };
+    }
+}
+
+impl<T: Operations> Disk<T> {
+    /// The request that the driver has under a tag from [`Request::unique_tag`]; none, if the tag
+    /// names no request, or one that is at the block layer.
+    ///
+    /// Any context. The tag need not be trusted.
+    pub(crate) fn request_by_tag(&self, unique_tag: u32) -> Option<ARef<Request<T>>> {
+        let queue = self.queue();
+        // SAFETY: The counter is part of the queue. With a reference to it neither the tags nor
+        // the requests behind them are freed.
+        if !unsafe { extra::rnbd_helper_percpu_ref_tryget(&raw mut (*queue).q_usage_counter) } {
+            return None;
+        }
+        // SAFETY: The reference was taken above.
+        let _put = ScopeGuard::new(|| unsafe {
+            extra::rnbd_helper_percpu_ref_put(&raw mut (*queue).q_usage_counter)
+        });
+        let hw_queue = (unique_tag >> bindings::BLK_MQ_UNIQUE_TAG_BITS) as usize;
+        let tag = unique_tag & bindings::BLK_MQ_UNIQUE_TAG_MASK as u32;
+        let set = self.tag_set();
+        // SAFETY: The set's queues change only while the queue is frozen.
+        if hw_queue >= unsafe { (*set).nr_hw_queues } as usize {
+            return None;
+        }
+        // SAFETY: As above; the index was checked. `blk_mq_tag_to_rq` checks the tag.
+        let rq = unsafe { extra::rnbd_helper_blk_mq_tag_to_rq(*(*set).tags.add(hw_queue), tag) };
+        if rq.is_null() {
+            return None;
+        }
+        // SAFETY: The request is of this set, and its memory stays while the queue cannot freeze.
+        unsafe { Request::try_get(rq) }
+    }
+
+    /// Calls `visit` for each request that the driver has at the moment. May sleep if that does.
+    ///
+    /// Requests that come or go meanwhile may be visited or not.
+    pub(crate) fn for_each_request<F: FnMut(&Request<T>)>(&self, mut visit: F) {
+        /// # Safety
+        ///
+        /// Only for `blk_mq_tagset_busy_iter`, with the closure that it was given.
+        unsafe extern "C" fn trampoline<T: Operations, F: FnMut(&Request<T>)>(
+            rq: *mut bindings::request,
+            visit: *mut kernel::ffi::c_void,
+        ) -> bool {
+            // SAFETY: The iterator keeps the request's memory for the call.
+            if let Some(request) = unsafe { Request::<T>::try_get(rq) } {
+                // SAFETY: `visit` is the closure below, which is not used elsewhere meanwhile.
+                unsafe { (*visit.cast::<F>())(&request) };
+            }
+            true
+        }
+        // SAFETY: The set is initialised; `trampoline` fits the closure that goes with it.
+        unsafe {
+            bindings::blk_mq_tagset_busy_iter(
+                self.tag_set(),
+                Some(trampoline::<T, F>),
+                (&raw mut visit).cast(),
+            )
+        };
+    }
+}

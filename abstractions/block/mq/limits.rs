@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Queue limits: what requests may look like.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use super::{Disk, Operations};
+use crate::bindings as extra;
+use kernel::{bindings, error::to_result, prelude::*};
+
+/// Limits of the requests that a disk gets.
+pub(crate) struct QueueLimits(bindings::queue_limits);
+
+/// The largest logical block size that this kernel allows, in bytes.
+pub(crate) const fn max_block_size() -> u64 {
+    extra::BLK_MAX_BLOCK_SIZE
+}
+
+impl QueueLimits {
+    /// The block layer's own defaults.
+    pub(crate) fn new() -> Self {
+        Self(pin_init::zeroed())
+    }
+
+    pub(super) fn into_raw(self) -> bindings::queue_limits {
+        self.0
+    }
+
+    fn feature(&mut self, bits: u32, on: bool) {
+        if on {
+            self.0.features |= bits;
+        } else {
+            self.0.features &= !bits;
+        }
+    }
+
+    /// Largest request, in sectors of 512 bytes.
+    pub(crate) fn max_hw_sectors(&mut self, sectors: u32) -> &mut Self {
+        self.0.max_hw_sectors = sectors;
+        self
+    }
+
+    /// Size of request that the device likes best, in bytes.
+    pub(crate) fn io_opt(&mut self, bytes: u32) -> &mut Self {
+        self.0.io_opt = bytes;
+        self
+    }
+
+    /// How many pieces of memory a request may have, of any size.
+    pub(crate) fn max_segments(&mut self, segments: u16) -> &mut Self {
+        self.0.max_segments = segments;
+        self.0.max_segment_size = u32::MAX;
+        self
+    }
+
+    /// Logical and physical block size, in bytes; a power of two up to [`max_block_size`].
+    pub(crate) fn block_size(&mut self, bytes: u32) -> &mut Self {
+        self.0.logical_block_size = bytes;
+        self.0.physical_block_size = bytes;
+        self
+    }
+
+    /// Whether the device has a cache that must be flushed.
+    pub(crate) fn write_cache(&mut self, on: bool) -> &mut Self {
+        self.feature(extra::BLK_FEAT_WRITE_CACHE, on);
+        self
+    }
+
+    /// Whether the device can force a single write through its cache.
+    pub(crate) fn fua(&mut self, on: bool) -> &mut Self {
+        self.feature(extra::BLK_FEAT_FUA, on);
+        self
+    }
+
+    /// Whether the device turns.
+    pub(crate) fn rotational(&mut self, on: bool) -> &mut Self {
+        self.feature(extra::BLK_FEAT_ROTATIONAL, on);
+        self
+    }
+
+    /// Largest discard, in sectors of 512 bytes; 0 for none.
+    pub(crate) fn max_hw_discard_sectors(&mut self, sectors: u32) -> &mut Self {
+        self.0.max_hw_discard_sectors = sectors;
+        self
+    }
+
+    /// Largest write of zeroes, in sectors of 512 bytes; 0 for none.
+    pub(crate) fn max_write_zeroes_sectors(&mut self, sectors: u32) -> &mut Self {
+        self.0.max_write_zeroes_sectors = sectors;
+        self
+    }
+}
+
+impl<T: Operations> Disk<T> {
+    /// Changes the limits of the disk's requests. Sleeps.
+    ///
+    /// While the disk has a capacity its queue is frozen for the change, which waits for the
+    /// requests in flight.
+    pub(crate) fn update_limits(&self, change: impl FnOnce(&mut QueueLimits)) -> Result {
+        let queue = self.queue();
+        // SAFETY: The disk has its queue. This takes the limits' lock, and one of the commits
+        // below gives it back.
+        let mut limits =
+            QueueLimits(unsafe { extra::rnbd_helper_queue_limits_start_update(queue) });
+        change(&mut limits);
+        // SAFETY: The update was started above.
+        to_result(unsafe {
+            if self.capacity() == 0 {
+                bindings::queue_limits_commit_update(queue, &mut limits.0)
+            } else {
+                bindings::queue_limits_commit_update_frozen(queue, &mut limits.0)
+            }
+        })
+    }
+}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Multi-queue block devices whose driver may sleep, has data in each request, and attaches to and
+//! detaches from a backend while the disk exists.
+//!
+//! What is here beyond `kernel::block::mq`:
+//!
+//! * [`Operations`] with blocking queues, time-outs, open, release and ioctl;
+//! * [`Request`]s that carry the driver's own data, can be found by their tag, and end when the
+//!   last reference is dropped after somebody has said how ([`Request::finish`]);
+//! * an *attachment* a disk: what the driver needs to serve requests, reachable from the request
+//!   path without a lock or a reference count, and taken away only while the queue is frozen
+//!   (`Frozen`);
+//! * queue limits, capacity, read-only state and sysfs attributes of a [`Disk`].
+//!
+//! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
+
+mod attribute;
+mod gen_disk;
+mod limits;
+mod operations;
+mod queue;
+mod request;
+
+pub(crate) use attribute::{Attribute, AttributeFile};
+pub(crate) use gen_disk::{Disk, DiskBuilder, GenDisk};
+pub(crate) use limits::{max_block_size, QueueLimits};
+pub(crate) use operations::{Operations, Timeout};
+pub(crate) use request::{Op, Outcome, Request, Status};

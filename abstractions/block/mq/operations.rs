@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a driver implements, and the tables of C functions made from it.
+//!
+//! C headers: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h),
+//! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use super::{
+    gen_disk::{Disk, Private},
+    request::{Pdu, Request},
+};
+use core::marker::PhantomData;
+use kernel::{
+    bindings,
+    error::{from_result, VTABLE_DEFAULT_ERROR},
+    ffi,
+    prelude::*,
+};
+
+/// What is done about a request that took too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timeout {
+    /// Wait once more for as long (`BLK_EH_RESET_TIMER`).
+    Again,
+}
+
+/// A block driver. All functions may sleep.
+#[vtable]
+pub(crate) trait Operations: Sized + 'static {
+    /// The driver's data of one disk.
+    type DiskData: Send + Sync;
+
+    /// What requests need to be served; the disk has it or not. See [`Disk::attach`].
+    type Attachment: Send + Sync;
+
+    /// The driver's data of one request. Made once for each tag, and kept as it is when the tag
+    /// is used again.
+    type RequestData: Default + Send + Sync;
+
+    /// Serves a request that came over the hardware queue numbered `queue`.
+    ///
+    /// The driver must see to it that [`Request::finish`] is called, now or later. `last` tells
+    /// that no other request follows at once. `attachment` is what [`Disk::attach`] put there, and
+    /// stays valid for the call.
+    fn queue_rq(
+        disk: &Disk<Self>,
+        attachment: Option<&Self::Attachment>,
+        request: &Request<Self>,
+        queue: u32,
+        last: bool,
+    );
+
+    /// A request was not finished within the disk's time-out.
+    fn timeout(
+        disk: &Disk<Self>,
+        attachment: Option<&Self::Attachment>,
+        request: &Request<Self>,
+    ) -> Timeout;
+
+    /// Somebody opens the disk or a partition. The disk's open lock is held.
+    fn open(_disk: &Disk<Self>) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Somebody closes the disk or a partition; `last` tells that nobody else has it open. The
+    /// disk's open lock is held.
+    fn release(_disk: &Disk<Self>, _last: bool) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// An ioctl that the block layer does not know, from a 64-bit or a 32-bit task.
+    fn ioctl(_disk: &Disk<Self>, _cmd: u32, _arg: usize) -> Result<i32> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+}
+
+/// The C functions that call a driver's [`Operations`].
+pub(super) struct Tables<T: Operations>(PhantomData<T>);
+
+impl<T: Operations> Tables<T> {
+    /// `blk_mq_ops` for `T`.
+    pub(super) const MQ_OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
+        queue_rq: Some(Self::queue_rq),
+        timeout: Some(Self::timeout),
+        complete: Some(Self::complete),
+        init_request: Some(Self::init_request),
+        exit_request: Some(Self::exit_request),
+        ..pin_init::zeroed()
+    };
+
+    /// `block_device_operations` for `T`, of the module `owner`.
+    pub(super) fn fops(owner: &ThisModule) -> bindings::block_device_operations {
+        bindings::block_device_operations {
+            owner: owner.as_ptr(),
+            open: if T::HAS_OPEN { Some(Self::open) } else { None },
+            release: if T::HAS_RELEASE {
+                Some(Self::release)
+            } else {
+                None
+            },
+            ioctl: if T::HAS_IOCTL {
+                Some(Self::ioctl)
+            } else {
+                None
+            },
+            compat_ioctl: if T::HAS_IOCTL {
+                Some(Self::ioctl)
+            } else {
+                None
+            },
+            free_disk: Some(Self::free_disk),
+            ..pin_init::zeroed()
+        }
+    }
+
+    /// The private data that a queue leads to.
+    ///
+    /// # Safety
+    ///
+    /// `queue` belongs to a disk made by [`super::DiskBuilder`] for `T`, valid for `'a`.
+    unsafe fn private<'a>(queue: *mut bindings::request_queue) -> &'a Private<T> {
+        // SAFETY: By the safety requirement `queuedata` is what the builder put there.
+        unsafe { &*(*queue).queuedata.cast::<Private<T>>() }
+    }
+
+    /// # Safety
+    ///
+    /// Only for blk-mq to call, through [`Self::MQ_OPS`].
+    unsafe extern "C" fn queue_rq(
+        hctx: *mut bindings::blk_mq_hw_ctx,
+        bd: *const bindings::blk_mq_queue_data,
+    ) -> bindings::blk_status_t {
+        // SAFETY: blk-mq passes a valid context of a queue of `T`, which outlives the call.
+        let (queue, number) = unsafe { ((*hctx).queue, (*hctx).queue_num) };
+        // SAFETY: As above; a queue that dispatches has its disk.
+        let (private, disk) = unsafe { (Self::private(queue), Disk::from_raw((*queue).disk)) };
+        // SAFETY: blk-mq hands the request over; it is never given back with an error status.
+        let (request, last) = unsafe { (Request::<T>::take_over((*bd).rq), (*bd).last) };
+        // SAFETY: `request` lives to the end of this function, and keeps the queue from freezing.
+        let attachment = unsafe { private.attachment.get() };
+        T::queue_rq(disk, attachment, &request, number, last);
+        // Only now: with this reference the queue may freeze, and `attachment` go.
+        drop(request);
+        bindings::BLK_STS_OK as bindings::blk_status_t
+    }
+
+    /// # Safety
+    ///
+    /// Only for blk-mq to call, through [`Self::MQ_OPS`].
+    unsafe extern "C" fn timeout(rq: *mut bindings::request) -> bindings::blk_eh_timer_return {
+        // SAFETY: blk-mq keeps the request's memory for the call.
+        let Some(request) = (unsafe { Request::<T>::try_get(rq) }) else {
+            return bindings::blk_eh_timer_return_BLK_EH_DONE;
+        };
+        // SAFETY: A request belongs to a queue, and a live one to a queue that has its disk.
+        let queue = unsafe { (*rq).q };
+        // SAFETY: As above.
+        let (private, disk) = unsafe { (Self::private(queue), Disk::from_raw((*queue).disk)) };
+        // SAFETY: `request` lives to the end of this function, and keeps the queue from freezing.
+        let attachment = unsafe { private.attachment.get() };
+        match T::timeout(disk, attachment, &request) {
+            Timeout::Again => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Only for blk-mq to call, through [`Self::MQ_OPS`].
+    unsafe extern "C" fn complete(rq: *mut bindings::request) {
+        // SAFETY: Requests are completed by dropping their last reference alone, after they were
+        // finished; from here on the block layer has them.
+        unsafe { bindings::blk_mq_end_request(rq, Request::<T>::finished_status(rq)) };
+    }
+
+    /// # Safety
+    ///
+    /// Only for blk-mq to call, through [`Self::MQ_OPS`].
+    unsafe extern "C" fn init_request(
+        _set: *mut bindings::blk_mq_tag_set,
+        rq: *mut bindings::request,
+        _hctx_idx: ffi::c_uint,
+        _numa_node: ffi::c_int,
+    ) -> ffi::c_int {
+        // SAFETY: blk-mq has just allocated the request, with as much private data as the tag set
+        // says.
+        unsafe { Pdu::<T>::init(rq) };
+        0
+    }
+
+    /// # Safety
+    ///
+    /// Only for blk-mq to call, through [`Self::MQ_OPS`].
+    unsafe extern "C" fn exit_request(
+        _set: *mut bindings::blk_mq_tag_set,
+        rq: *mut bindings::request,
+        _hctx_idx: ffi::c_uint,
+    ) {
+        // SAFETY: blk-mq is about to free the request.
+        unsafe { Pdu::<T>::exit(rq) };
+    }
+
+    /// # Safety
+    ///
+    /// Only for the block layer to call, through [`Self::fops`].
+    unsafe extern "C" fn open(
+        disk: *mut bindings::gendisk,
+        _mode: bindings::blk_mode_t,
+    ) -> ffi::c_int {
+        // SAFETY: The block layer passes a live disk of `T`.
+        from_result(|| T::open(unsafe { Disk::from_raw(disk) }).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// Only for the block layer to call, through [`Self::fops`].
+    unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
+        // SAFETY: The block layer passes a live disk of `T`.
+        let disk = unsafe { Disk::from_raw(disk) };
+        T::release(disk, disk.openers() == 0);
+    }
+
+    /// # Safety
+    ///
+    /// Only for the block layer to call, through [`Self::fops`].
+    unsafe extern "C" fn ioctl(
+        bdev: *mut bindings::block_device,
+        _mode: bindings::blk_mode_t,
+        cmd: ffi::c_uint,
+        arg: ffi::c_ulong,
+    ) -> ffi::c_int {
+        // SAFETY: The block layer passes an open block device of a disk of `T`.
+        let disk = unsafe { Disk::from_raw((*bdev).bd_disk) };
+        from_result(|| T::ioctl(disk, cmd, arg))
+    }
+
+    /// # Safety
+    ///
+    /// Only for the block layer to call, through [`Self::fops`].
+    unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
+        // SAFETY: The builder put the box there, and this is the last call for this disk.
+        drop(unsafe { Private::<T>::from_disk(disk) });
+    }
+}

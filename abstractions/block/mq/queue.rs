@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The queue of a disk as a whole: what it is attached to, freezing it, its hardware queues.
+//!
+//! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
+
+use super::{Disk, Operations};
+use crate::bindings as extra;
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::atomic::{Acquire, Atomic, Full},
+};
+
+/// What a disk's requests are served with, or nothing.
+///
+/// # Invariants
+///
+/// `ptr` is null, or came from [`KBox::into_raw`] and is taken back while the queue is frozen.
+pub(super) struct AttachmentCell<A> {
+    ptr: Atomic<*mut A>,
+}
+
+impl<A> AttachmentCell<A> {
+    pub(super) const fn new() -> Self {
+        Self {
+            ptr: Atomic::new(core::ptr::null_mut()),
+        }
+    }
+
+    /// What is attached.
+    ///
+    /// # Safety
+    ///
+    /// For `'a`, the caller must keep the queue from freezing: with a request that is not ended.
+    pub(super) unsafe fn get<'a>(&self) -> Option<&'a A> {
+        // SAFETY: By the type invariant; while the queue cannot freeze it is not taken back.
+        unsafe { self.ptr.load(Acquire).as_ref() }
+    }
+}
+
+impl<A> Drop for AttachmentCell<A> {
+    fn drop(&mut self) {
+        let ptr = *self.ptr.get_mut();
+        if !ptr.is_null() {
+            // SAFETY: By the type invariant; nobody uses the cell any more.
+            drop(unsafe { KBox::from_raw(ptr) });
+        }
+    }
+}
+
+/// A frozen queue: no request is in the driver's hands, and none comes, until this is dropped.
+///
+/// Waits for reclaim are not allowed meanwhile: allocations are `GFP_NOIO` by themselves.
+///
+/// # Invariants
+///
+/// The queue of `disk` is frozen, once on behalf of this value.
+pub(crate) struct Frozen<'a, T: Operations> {
+    disk: &'a Disk<T>,
+    memalloc: u32,
+}
+
+impl<T: Operations> Frozen<'_, T> {
+    /// Takes away what the disk is attached to.
+    pub(crate) fn detach(&mut self) -> Option<KBox<T::Attachment>> {
+        let cell = &self.disk.private().attachment.ptr;
+        let ptr = cell.xchg(core::ptr::null_mut(), Full);
+        // SAFETY: By the type invariant of the cell. The queue is frozen, so that no request
+        // function has it; and the exchange gives it to one caller only.
+        (!ptr.is_null()).then(|| unsafe { KBox::from_raw(ptr) })
+    }
+}
+
+impl<T: Operations> Drop for Frozen<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::blk_mq_unfreeze_queue_nomemrestore(self.disk.queue()) };
+        // SAFETY: The flags are from the matching call, in the same task: `Frozen` is not `Send`,
+        // for the raw lifetime of the memory scope is this task's.
+        unsafe { extra::rnbd_helper_memalloc_noio_restore(self.memalloc) };
+    }
+}
+
+impl<T: Operations> Disk<T> {
+    /// Gives the disk something to serve requests with. Any context.
+    ///
+    /// Requests that come from here on see it. If the disk has something already, `attachment`
+    /// comes back.
+    pub(crate) fn attach(
+        &self,
+        attachment: KBox<T::Attachment>,
+    ) -> Result<(), KBox<T::Attachment>> {
+        let ptr = KBox::into_raw(attachment);
+        match self
+            .private()
+            .attachment
+            .ptr
+            .cmpxchg(core::ptr::null_mut(), ptr, Full)
+        {
+            Ok(_) => Ok(()),
+            // SAFETY: The pointer is from the box above, and was not stored.
+            Err(_) => Err(unsafe { KBox::from_raw(ptr) }),
+        }
+    }
+
+    /// Freezes the queue: waits until no request is in flight, and keeps new ones out. Sleeps.
+    ///
+    /// The wait is as long as the slowest request: see first that all will end.
+    pub(crate) fn freeze(&self) -> Frozen<'_, T> {
+        // SAFETY: May always be called; undone when `Frozen` is dropped.
+        let memalloc = unsafe { extra::rnbd_helper_memalloc_noio_save() };
+        // SAFETY: The disk has its queue.
+        unsafe { bindings::blk_mq_freeze_queue_nomemsave(self.queue()) };
+        // INVARIANT: The queue was frozen above.
+        Frozen {
+            disk: self,
+            memalloc,
+        }
+    }
+
+    /// Waits until no [`Operations::queue_rq`] runs that has begun before. Sleeps.
+    pub(crate) fn wait_for_dispatch(&self) {
+        // SAFETY: The disk has its queue; quiescing waits, and the second call undoes it.
+        unsafe {
+            bindings::blk_mq_quiesce_queue(self.queue());
+            bindings::blk_mq_unquiesce_queue(self.queue());
+        }
+    }
+
+    /// Changes how many hardware queues there are; the block layer makes no more than there are
+    /// CPUs. Freezes the queue for a moment; sleeps. No lock that open, release or ioctl take may
+    /// be held.
+    pub(crate) fn update_hw_queues(&self, count: u32) {
+        let set = self.tag_set();
+        // SAFETY: The set is initialised. That it is read without its lock makes the check a
+        // guess; the function itself checks again.
+        if unsafe { (*set).nr_hw_queues } != count {
+            // SAFETY: As above.
+            unsafe { bindings::blk_mq_update_nr_hw_queues(set, count as i32) };
+        }
+    }
+
+    /// Sets how long a request may take before [`Operations::timeout`] is called, in seconds.
+    pub(crate) fn set_request_timeout(&self, seconds: u32) {
+        let jiffies = seconds.saturating_mul(bindings::HZ);
+        // SAFETY: The disk has its queue.
+        unsafe { bindings::blk_queue_rq_timeout(self.queue(), jiffies) };
+    }
+}

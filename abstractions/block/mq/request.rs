@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests.
+//!
+//! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
+
+use super::Operations;
+use crate::{
+    abstractions::iov::{BvecIter, Dest, Source},
+    bindings as extra,
+};
+use core::{marker::PhantomData, ptr::NonNull};
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::{
+        aref::{ARef, AlwaysRefCounted},
+        atomic::{Atomic, Full, Relaxed, Release},
+    },
+    types::Opaque,
+};
+
+/// What a request asks of the device (`enum req_op`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// Read sectors.
+    Read,
+    /// Write sectors.
+    Write,
+    /// Put the volatile cache on stable storage.
+    Flush,
+    /// The sectors are not needed any more.
+    Discard,
+    /// Write zeroes.
+    WriteZeroes,
+    /// Anything else.
+    Other(u32),
+}
+
+/// How a request ended, for its submitter (`blk_status_t`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// It was done.
+    Ok,
+    /// It failed: `EIO`.
+    IoError,
+    /// The device cannot do it: `EOPNOTSUPP`.
+    NotSupported,
+    /// No space: `ENOSPC`.
+    NoSpace,
+}
+
+impl Status {
+    const fn to_raw(self) -> u8 {
+        match self {
+            // BLK_STS_OK is zero by definition.
+            Self::Ok => 0,
+            Self::IoError => extra::BLK_STS_IOERR,
+            Self::NotSupported => extra::BLK_STS_NOTSUPP,
+            Self::NoSpace => extra::BLK_STS_NOSPC,
+        }
+    }
+}
+
+/// What becomes of a request once its last reference is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It ends with this status.
+    End(Status),
+    /// It is queued again, for [`Operations::queue_rq`] to get it once more.
+    Requeue,
+}
+
+/// The request was finished already; whoever did it decides the outcome.
+#[derive(Debug)]
+pub(crate) struct AlreadyFinished;
+
+/// A request of the block layer, in the hands of the driver.
+///
+/// Between [`Operations::queue_rq`] and [`Request::finish`] the request belongs to the driver, and
+/// one reference stands for that. Every [`ARef`] is another. When [`Request::finish`] has dropped
+/// the first and the last [`ARef`] is gone, the request goes back to the block layer: nobody can
+/// then still look at its data, and nobody can end it twice.
+///
+/// # Invariants
+///
+/// * `self.0` is a valid `struct request` whose private data is an initialised [`Pdu<T>`].
+/// * While the reference count in the private data is not zero, the request is started and not
+///   ended: it belongs to the driver.
+#[repr(transparent)]
+pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<T>);
+
+/// Private data of a request.
+pub(super) struct Pdu<T: Operations> {
+    /// Reference count (lower 24 bits) and outcome (upper 8).
+    state: Atomic<u32>,
+    data: T::RequestData,
+}
+
+const ONE_REF: u32 = 1;
+const REFS: u32 = (1 << OUTCOME_SHIFT) - 1;
+const OUTCOME_SHIFT: u32 = 24;
+
+/// No outcome yet.
+const UNDECIDED: u32 = 0;
+/// [`Outcome::Requeue`]; any other value is a status plus one.
+const REQUEUE: u32 = 0xff;
+
+impl<T: Operations> Pdu<T> {
+    /// Initialises the private data of `rq`.
+    ///
+    /// # Safety
+    ///
+    /// `rq` must be a valid request with `size_of::<Pdu<T>>()` bytes of private data, not yet used.
+    pub(super) unsafe fn init(rq: *mut bindings::request) {
+        // SAFETY: By the safety requirement there is room for a `Pdu<T>` behind `rq`, and nobody
+        // else looks at it yet. `blk_mq_alloc_tag_set` aligns it to a cache line.
+        unsafe {
+            bindings::blk_mq_rq_to_pdu(rq).cast::<Self>().write(Self {
+                state: Atomic::new(0),
+                data: T::RequestData::default(),
+            })
+        };
+    }
+
+    /// Drops the private data of `rq`.
+    ///
+    /// # Safety
+    ///
+    /// The data was initialised with [`Pdu::init`], and nobody looks at it any more.
+    pub(super) unsafe fn exit(rq: *mut bindings::request) {
+        // SAFETY: By the safety requirement.
+        unsafe { bindings::blk_mq_rq_to_pdu(rq).cast::<Self>().drop_in_place() };
+    }
+}
+
+impl<T: Operations> Request<T> {
+    /// The private data behind a request.
+    ///
+    /// # Safety
+    ///
+    /// `rq` must be a request of a tag set made for `T`, valid for `'a`.
+    unsafe fn pdu_of<'a>(rq: *mut bindings::request) -> &'a Pdu<T> {
+        // SAFETY: By the safety requirement; `init_request` has initialised it.
+        unsafe { &*bindings::blk_mq_rq_to_pdu(rq).cast::<Pdu<T>>() }
+    }
+
+    fn pdu(&self) -> &Pdu<T> {
+        // SAFETY: By the type invariant.
+        unsafe { Self::pdu_of(self.0.get()) }
+    }
+
+    /// Takes a request over from the block layer, and starts it.
+    ///
+    /// # Safety
+    ///
+    /// `rq` is a request of a tag set made for `T`, which the block layer has just handed to
+    /// `queue_rq`, and which the caller does not give back.
+    pub(super) unsafe fn take_over(rq: *mut bindings::request) -> ARef<Self> {
+        // SAFETY: By the safety requirement the request is the driver's.
+        unsafe { bindings::blk_mq_start_request(rq) };
+        // SAFETY: By the safety requirement.
+        let pdu = unsafe { Self::pdu_of(rq) };
+        // One reference for being the driver's, one for the `ARef`. Nobody else changes the count
+        // while it is zero. Release: who gains a reference sees the request started.
+        pdu.state.store(2 * ONE_REF, Release);
+        // SAFETY: `rq` came from the block layer, so it is not null; one of the references that
+        // were stored above goes to the `ARef`.
+        unsafe { ARef::from_raw(NonNull::new_unchecked(rq.cast())) }
+    }
+
+    /// A reference to the request, unless it is at the block layer.
+    ///
+    /// # Safety
+    ///
+    /// `rq` is a request of a tag set made for `T`, whose memory stays allocated for the call.
+    pub(super) unsafe fn try_get(rq: *mut bindings::request) -> Option<ARef<Self>> {
+        // SAFETY: By the safety requirement.
+        let pdu = unsafe { Self::pdu_of(rq) };
+        let mut state = pdu.state.load(Relaxed);
+        while state & REFS != 0 {
+            match pdu.state.cmpxchg(state, state.wrapping_add(ONE_REF), Full) {
+                // SAFETY: The count was not zero, so the request is the driver's; the reference
+                // that was just added goes to the `ARef`.
+                Ok(_) => return Some(unsafe { ARef::from_raw(NonNull::new(rq.cast())?) }),
+                Err(met) => state = met,
+            }
+        }
+        None
+    }
+
+    /// Says what becomes of the request. That happens when its last reference is dropped.
+    ///
+    /// Any context. Fails, and changes nothing, if it was said before.
+    pub(crate) fn finish(&self, outcome: Outcome) -> Result<(), AlreadyFinished> {
+        let outcome = match outcome {
+            Outcome::Requeue => REQUEUE,
+            Outcome::End(status) => u32::from(status.to_raw()).wrapping_add(1),
+        };
+        let state = &self.pdu().state;
+        let mut old = state.load(Relaxed);
+        loop {
+            if old >> OUTCOME_SHIFT != UNDECIDED {
+                return Err(AlreadyFinished);
+            }
+            // The caller's own reference keeps the count above zero.
+            let new = old.wrapping_sub(ONE_REF) | outcome << OUTCOME_SHIFT;
+            match state.cmpxchg(old, new, Full) {
+                Ok(_) => return Ok(()),
+                Err(met) => old = met,
+            }
+        }
+    }
+
+    /// The status that the request was finished with, for `complete`.
+    ///
+    /// # Safety
+    ///
+    /// `rq` was finished, with an [`Outcome::End`], and the block layer has not got it back yet.
+    pub(super) unsafe fn finished_status(rq: *mut bindings::request) -> u8 {
+        // SAFETY: By the safety requirement.
+        let state = unsafe { Self::pdu_of(rq) }.state.load(Relaxed);
+        (state >> OUTCOME_SHIFT).wrapping_sub(1) as u8
+    }
+
+    /// The driver's own data in this request.
+    pub(crate) fn data(&self) -> &T::RequestData {
+        &self.pdu().data
+    }
+
+    /// What is asked.
+    pub(crate) fn op(&self) -> Op {
+        match self.cmd_flags() & ((1 << bindings::REQ_OP_BITS) - 1) {
+            bindings::req_op_REQ_OP_READ => Op::Read,
+            bindings::req_op_REQ_OP_WRITE => Op::Write,
+            bindings::req_op_REQ_OP_FLUSH => Op::Flush,
+            bindings::req_op_REQ_OP_DISCARD => Op::Discard,
+            bindings::req_op_REQ_OP_WRITE_ZEROES => Op::WriteZeroes,
+            other => Op::Other(other),
+        }
+    }
+
+    fn cmd_flags(&self) -> u32 {
+        // SAFETY: By the type invariant; the field does not change while the request is started.
+        unsafe { (*self.0.get()).cmd_flags }
+    }
+
+    /// Whether the data must be on stable storage before the request ends.
+    pub(crate) fn is_fua(&self) -> bool {
+        self.cmd_flags() & extra::REQ_FUA != 0
+    }
+
+    /// Whether zeroes must be written without making a hole.
+    pub(crate) fn is_no_unmap(&self) -> bool {
+        self.cmd_flags() & extra::REQ_NOUNMAP != 0
+    }
+
+    /// First sector, in units of 512 bytes.
+    pub(crate) fn sector(&self) -> u64 {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_blk_rq_pos(self.0.get()) }
+    }
+
+    /// Length in bytes.
+    pub(crate) fn bytes(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_blk_rq_bytes(self.0.get()) }
+    }
+
+    /// Hardware queue and tag in one number, which [`super::Disk::request_by_tag`] takes.
+    pub(crate) fn unique_tag(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::blk_mq_unique_tag(self.0.get()) }
+    }
+
+    /// The request's data to be sent, a piece for each of its bios, from `skip` bytes on.
+    pub(crate) fn source(&self, skip: usize) -> Pieces<'_, Source> {
+        self.pieces(skip)
+    }
+
+    /// The request's data to be received, a piece for each of its bios.
+    pub(crate) fn dest(&self) -> Pieces<'_, Dest> {
+        self.pieces(0)
+    }
+
+    fn pieces<D>(&self, skip: usize) -> Pieces<'_, D> {
+        Pieces {
+            // SAFETY: By the type invariant; the list of bios does not change while the request
+            // is the driver's.
+            bio: unsafe { (*self.0.get()).bio },
+            skip,
+            _request: PhantomData,
+        }
+    }
+}
+
+/// The data of a request, piece by piece. See [`Request::source`] and [`Request::dest`].
+///
+/// # Invariants
+///
+/// `bio` is null or a bio of a request that is the driver's for `'a`.
+pub(crate) struct Pieces<'a, D> {
+    bio: *mut bindings::bio,
+    skip: usize,
+    _request: PhantomData<(&'a (), D)>,
+}
+
+impl<'a, D> Pieces<'a, D> {
+    /// Whether [`Iterator::next`] would give nothing more.
+    pub(crate) fn is_done(&self) -> bool {
+        self.bio.is_null()
+    }
+}
+
+impl<'a, D: crate::abstractions::iov::Direction> Iterator for Pieces<'a, D> {
+    type Item = BvecIter<'a, D>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.bio.is_null() {
+            let bio = self.bio;
+            // SAFETY: By the type invariant `bio` is valid.
+            self.bio = unsafe { (*bio).bi_next };
+            // SAFETY: As above; its pages stay allocated for `'a`.
+            let mut piece = unsafe { BvecIter::from_bio(bio) };
+            let len = piece.len();
+            if self.skip >= len {
+                self.skip = self.skip.wrapping_sub(len);
+                continue;
+            }
+            piece.advance(self.skip);
+            self.skip = 0;
+            return Some(piece);
+        }
+        None
+    }
+}
+
+// SAFETY: A `Request` has no `&mut self` methods, and what `&self` methods change is atomic.
+unsafe impl<T: Operations> Send for Request<T> {}
+
+// SAFETY: As above.
+unsafe impl<T: Operations> Sync for Request<T> {}
+
+// SAFETY: While the count is not zero the request is the driver's: it is neither ended nor reused.
+unsafe impl<T: Operations> AlwaysRefCounted for Request<T> {
+    fn inc_ref(&self) {
+        self.pdu().state.add(ONE_REF, Relaxed);
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        let rq = obj.as_ptr().cast::<bindings::request>();
+        // SAFETY: By the safety requirement the caller owns a reference.
+        let state = &unsafe { Self::pdu_of(rq) }.state;
+        // Fully ordered: all that any holder did comes before the end of the request.
+        let old = state.fetch_sub(ONE_REF, Full);
+        if old & REFS != ONE_REF {
+            return;
+        }
+        // That was the last one, so the request was finished: until then one reference stands for
+        // being the driver's.
+        if old >> OUTCOME_SHIFT == REQUEUE {
+            state.store(0, Release);
+            // SAFETY: The request is started, nobody refers to it, and it was not ended.
+            unsafe { bindings::blk_mq_requeue_request(rq, true) };
+        } else {
+            // SAFETY: As above. `complete` reads the outcome from the private data.
+            unsafe { bindings::blk_mq_complete_request(rq) };
+        }
+    }
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! I/O vectors over kernel memory.
+//!
+//! `kernel::iov` has those that the kernel hands to a driver; these are made by the driver.
+//!
+//! C headers: [`include/linux/uio.h`](srctree/include/linux/uio.h),
+//! [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
+
+use core::marker::PhantomData;
+use kernel::bindings;
+
+/// Data is read from the vector.
+pub(crate) enum Source {}
+
+/// Data is written to the vector.
+pub(crate) enum Dest {}
+
+/// [`Source`] or [`Dest`].
+pub(crate) trait Direction {
+    /// The C side's number for it.
+    const RAW: u32;
+}
+
+impl Direction for Source {
+    const RAW: u32 = bindings::ITER_SOURCE;
+}
+
+impl Direction for Dest {
+    const RAW: u32 = bindings::ITER_DEST;
+}
+
+/// What [`crate::abstractions::net::socket::Socket`] sends from and receives into.
+pub(crate) trait IoVec<D: Direction> {
+    /// The vector, for the C side to advance.
+    ///
+    /// # Safety
+    ///
+    /// The implementation's memory must be used only as `D` allows.
+    fn as_raw(&mut self) -> *mut bindings::iov_iter;
+}
+
+fn empty() -> bindings::iov_iter {
+    // SAFETY: All-zero is a vector of no bytes.
+    unsafe { core::mem::zeroed() }
+}
+
+/// How many bytes a vector has left.
+pub(crate) fn count(iter: &bindings::iov_iter) -> usize {
+    // SAFETY: All kinds of vector keep their length there.
+    unsafe { iter.__bindgen_anon_1.__bindgen_anon_1.as_ref().count }
+}
+
+/// An I/O vector over the data of a bio, or of a part of it.
+///
+/// # Invariants
+///
+/// `iter` describes pages that stay allocated for `'a`, and that may be used as `D` says.
+pub(crate) struct BvecIter<'a, D> {
+    iter: bindings::iov_iter,
+    _pages: PhantomData<(&'a (), D)>,
+}
+
+impl<D: Direction> BvecIter<'_, D> {
+    /// The data of a bio.
+    ///
+    /// # Safety
+    ///
+    /// `bio` is valid, is not advanced, and its pages stay allocated, for the returned lifetime.
+    pub(crate) unsafe fn from_bio(bio: *mut bindings::bio) -> Self {
+        // SAFETY: By the safety requirement. The fields are packed: they are copied.
+        let (table, index, offset, size) = unsafe {
+            (
+                (*bio).bi_io_vec,
+                (*bio).bi_iter.bi_idx as usize,
+                (*bio).bi_iter.bi_offset as usize,
+                (*bio).bi_iter.bi_size as usize,
+            )
+        };
+        // A bio without data, such as a discard's, has no table to look into.
+        let mut segments = 0_usize;
+        let mut covered = 0_usize;
+        let end = size.saturating_add(offset);
+        let has_data = !table.is_null() && size != 0;
+        while has_data && covered < end {
+            // SAFETY: The table holds `bi_size` bytes from `bi_idx` and `bi_offset` on.
+            let len = unsafe { (*table.add(index.wrapping_add(segments))).bv_len };
+            covered = covered.saturating_add(len as usize);
+            segments = segments.wrapping_add(1);
+        }
+        let mut iter = empty();
+        if has_data {
+            // SAFETY: `segments` elements from `bi_idx` on were counted above.
+            unsafe {
+                bindings::iov_iter_bvec(&mut iter, D::RAW, table.add(index), segments, size);
+            }
+            iter.iov_offset = offset;
+        }
+        // INVARIANT: By the safety requirement.
+        Self {
+            iter,
+            _pages: PhantomData,
+        }
+    }
+
+    /// How many bytes are left.
+    pub(crate) fn len(&self) -> usize {
+        count(&self.iter)
+    }
+
+    /// Leaves `bytes` bytes out; all, if there are not so many.
+    pub(crate) fn advance(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.len());
+        if bytes != 0 {
+            // SAFETY: By the type invariant; there are that many bytes.
+            unsafe { bindings::iov_iter_advance(&mut self.iter, bytes) };
+        }
+    }
+}
+
+impl<D: Direction> IoVec<D> for BvecIter<'_, D> {
+    fn as_raw(&mut self) -> *mut bindings::iov_iter {
+        &mut self.iter
+    }
+}
+
+/// An I/O vector over bytes in the kernel's memory.
+///
+/// # Invariants
+///
+/// `vec` is the memory that was borrowed for `'a`.
+pub(crate) struct Kvec<'a, D> {
+    vec: bindings::kvec,
+    iter: bindings::iov_iter,
+    _bytes: PhantomData<(&'a mut [u8], D)>,
+}
+
+impl<'a> Kvec<'a, Source> {
+    /// Bytes to be sent.
+    pub(crate) fn source(bytes: &'a [u8]) -> Self {
+        Self::new(bytes.as_ptr().cast_mut(), bytes.len())
+    }
+}
+
+impl<'a> Kvec<'a, Dest> {
+    /// Room for bytes to be received.
+    pub(crate) fn dest(room: &'a mut [u8]) -> Self {
+        Self::new(room.as_mut_ptr(), room.len())
+    }
+}
+
+impl<D> Kvec<'_, D> {
+    fn new(base: *mut u8, len: usize) -> Self {
+        Self {
+            vec: bindings::kvec {
+                iov_base: base.cast(),
+                iov_len: len,
+            },
+            iter: empty(),
+            _bytes: PhantomData,
+        }
+    }
+}
+
+impl<D: Direction> IoVec<D> for Kvec<'_, D> {
+    fn as_raw(&mut self) -> *mut bindings::iov_iter {
+        // Made here rather than in `new`, for it points to `vec`, which moves with `self`.
+        // SAFETY: `vec` describes memory that is borrowed for as long as `self` is.
+        unsafe {
+            bindings::iov_iter_kvec(&mut self.iter, D::RAW, &self.vec, 1, self.vec.iov_len);
+        }
+        &mut self.iter
+    }
+}

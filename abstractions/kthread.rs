@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Kernel threads.
+//!
+//! C header: [`include/linux/kthread.h`](srctree/include/linux/kthread.h)
+
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    error::from_err_ptr,
+    ffi,
+    fmt,
+    prelude::*,
+    str::CString,
+};
+
+/// What a thread does.
+pub(crate) trait Body: Send + 'static {
+    /// Does it, in process context; the thread ends when this returns.
+    fn run(self);
+}
+
+/// A kernel thread. Dropping this waits until the thread has ended: see first that it will.
+///
+/// # Invariants
+///
+/// `task` is a thread started with `body`, with a reference that is this value's.
+pub(crate) struct Thread<B: Body> {
+    task: NonNull<bindings::task_struct>,
+    body: NonNull<Option<B>>,
+}
+
+impl<B: Body> Thread<B> {
+    /// Starts a thread under `name`, of which the kernel shows the first 15 bytes. Sleeps.
+    pub(crate) fn spawn(name: fmt::Arguments<'_>, body: B) -> Result<Self> {
+        let name = CString::try_from_fmt(name)?;
+        let body = KBox::into_raw(KBox::new(Some(body), GFP_KERNEL)?);
+        // SAFETY: `main` fits the box, which outlives the thread; the format takes one string.
+        let task = from_err_ptr(unsafe {
+            bindings::kthread_create_on_node(
+                Some(Self::main),
+                body.cast(),
+                bindings::NUMA_NO_NODE,
+                c"%s".as_char_ptr(),
+                name.as_char_ptr(),
+            )
+        });
+        let task = match task {
+            Ok(task) => task,
+            Err(error) => {
+                // SAFETY: No thread has it.
+                drop(unsafe { KBox::from_raw(body) });
+                return Err(error);
+            }
+        };
+        // SAFETY: The thread does not run before it is woken, so it is alive; the reference keeps
+        // its task for `drop`, and neither pointer is null.
+        unsafe {
+            bindings::get_task_struct(task);
+            bindings::wake_up_process(task);
+            // INVARIANT: The thread was started above.
+            Ok(Self {
+                task: NonNull::new_unchecked(task),
+                body: NonNull::new_unchecked(body),
+            })
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Only for a thread made by [`Self::spawn`], with the box made there.
+    unsafe extern "C" fn main(body: *mut ffi::c_void) -> ffi::c_int {
+        // SAFETY: By the safety requirement; nobody else looks into the box while the thread runs.
+        if let Some(body) = unsafe { (*body.cast::<Option<B>>()).take() } {
+            body.run();
+        }
+        0
+    }
+}
+
+impl<B: Body> Drop for Thread<B> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant. This waits for the thread to end, also when it has ended
+        // or has not begun: then it never will.
+        unsafe {
+            bindings::kthread_stop(self.task.as_ptr());
+            bindings::put_task_struct(self.task.as_ptr());
+        }
+        // SAFETY: The thread, which alone used it, is gone.
+        drop(unsafe { KBox::from_raw(self.body.as_ptr()) });
+    }
+}
+
+// SAFETY: A thread may be waited for from anywhere, and its body may be sent.
+unsafe impl<B: Body> Send for Thread<B> {}
+
+// SAFETY: `&Thread` gives access to nothing.
+unsafe impl<B: Body> Sync for Thread<B> {}

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe wrappers that the kernel crate lacks.
+//!
+//! Laid out as `rust/kernel/` would hold them: each file is a candidate patch. All of the module's
+//! `unsafe` is here.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub(crate) mod block;
+pub(crate) mod capability;
+pub(crate) mod deferred;
+pub(crate) mod iov;
+pub(crate) mod kthread;
+pub(crate) mod module_param;
+pub(crate) mod net;
+pub(crate) mod pid;
+pub(crate) mod ratelimit;

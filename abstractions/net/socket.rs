@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Stream sockets that user space made and a driver uses.
+//!
+//! C header: [`include/linux/net.h`](srctree/include/linux/net.h)
+
+use crate::{
+    abstractions::iov::{self, Dest, IoVec, Source},
+    bindings as extra,
+};
+use core::ptr::NonNull;
+use kernel::{bindings, error::to_result, prelude::*, types::ScopeGuard};
+
+/// Why a file descriptor is no stream socket to be used here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Unusable {
+    /// It is no socket, or not open: this is what the look-up said.
+    NotSocket(Error),
+    /// Neither TCP nor an AF_UNIX stream.
+    NotStream,
+    /// It cannot be shut down.
+    NoShutdown,
+}
+
+/// Whether more data follows at once, so that the stack may wait for it before it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum More {
+    /// More follows (`MSG_MORE`).
+    Follows,
+    /// This ends a message.
+    Ends,
+}
+
+/// Whether a call may wait for the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// It may.
+    Allowed,
+    /// It fails with `EAGAIN` instead (`MSG_DONTWAIT`).
+    Never,
+}
+
+/// A TCP or AF_UNIX stream socket, held open by a reference to its file.
+///
+/// Sends and receives do not recurse into reclaim's I/O, and use the kernel's credentials: they
+/// run in whatever task wants its data.
+///
+/// # Invariants
+///
+/// `0` is a valid socket, and its file's reference is this value's.
+pub(crate) struct Socket(NonNull<bindings::socket>);
+
+impl Socket {
+    /// The socket behind a file descriptor of the current task. May sleep.
+    pub(crate) fn from_fd(fd: i32) -> Result<Self, Unusable> {
+        let mut err = 0;
+        // SAFETY: `err` is valid for the call.
+        let sock = NonNull::new(unsafe { bindings::sockfd_lookup(fd, &mut err) })
+            .ok_or_else(|| Unusable::NotSocket(to_result(err).err().unwrap_or(ENOTSOCK)))?;
+        // INVARIANT: The look-up took a reference to the file.
+        let socket = Self(sock);
+        let sk = socket.sk();
+        // SAFETY: By the type invariant.
+        if !unsafe { extra::rnbd_helper_sk_is_tcp(sk) || extra::rnbd_helper_sk_is_stream_unix(sk) }
+        {
+            return Err(Unusable::NotStream);
+        }
+        // SAFETY: By the type invariant.
+        if !unsafe { extra::rnbd_helper_sock_can_shutdown(sock.as_ptr()) } {
+            return Err(Unusable::NoShutdown);
+        }
+        Ok(socket)
+    }
+
+    fn sk(&self) -> *mut bindings::sock {
+        // SAFETY: By the type invariant; an open socket keeps its `sk`.
+        unsafe { (*self.0.as_ptr()).sk }
+    }
+
+    /// Readies the socket for block I/O: its locks get lock classes of their own, for it is used
+    /// below filesystems that other sockets are used above.
+    pub(crate) fn reclassify_locks(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_sock_reclassify(self.sk()) };
+    }
+
+    /// Lets the socket use the memory reserves, without which writing pages out over it could
+    /// wait for pages to be written out.
+    pub(crate) fn set_memalloc(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { extra::sk_set_memalloc(self.sk()) };
+    }
+
+    /// Bounds how long a send may wait for the peer, in seconds; 0 for no bound.
+    pub(crate) fn set_send_timeout(&self, seconds: u32) {
+        let jiffies = match seconds {
+            0 => isize::MAX,
+            seconds => kernel::time::msecs_to_jiffies(seconds.saturating_mul(1000)) as isize,
+        };
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_sock_set_sndtimeo(self.sk(), jiffies) };
+    }
+
+    /// Sends from `data`, all of it unless something fails. Sleeps, if it may wait.
+    ///
+    /// Returns how many bytes went, and what stopped the rest: `EINTR` or `ERESTARTSYS` for a
+    /// signal, `EAGAIN` for a bound on waiting, else what the socket says.
+    pub(crate) fn send(
+        &self,
+        data: &mut impl IoVec<Source>,
+        more: More,
+        wait: Wait,
+    ) -> (usize, Result) {
+        let mut flags = bindings::MSG_NOSIGNAL;
+        if more == More::Follows {
+            flags |= bindings::MSG_MORE;
+        }
+        if wait == Wait::Never {
+            flags |= MSG_DONTWAIT;
+        }
+        self.transfer(data.as_raw(), flags, |sock, msg| {
+            // SAFETY: Both are valid for the call.
+            unsafe { bindings::sock_sendmsg(sock, msg) }
+        })
+    }
+
+    /// Fills `data`, all of it unless something fails. Sleeps.
+    ///
+    /// Returns how many bytes came, and what stopped the rest: `EPIPE` if the peer has closed.
+    pub(crate) fn receive(&self, data: &mut impl IoVec<Dest>) -> (usize, Result) {
+        let flags = bindings::MSG_NOSIGNAL | bindings::MSG_WAITALL;
+        self.transfer(data.as_raw(), flags, |sock, msg| {
+            // SAFETY: Both are valid for the call.
+            unsafe { bindings::sock_recvmsg(sock, msg, flags as i32) }
+        })
+    }
+
+    fn transfer(
+        &self,
+        iter: *mut bindings::iov_iter,
+        flags: u32,
+        call: impl Fn(*mut bindings::socket, *mut bindings::msghdr) -> i32,
+    ) -> (usize, Result) {
+        // SAFETY: All-zero is a valid message header.
+        let mut msg: bindings::msghdr = unsafe { core::mem::zeroed() };
+        // SAFETY: The caller's vector is valid, plain data; the copy is what gets advanced.
+        msg.msg_iter = unsafe { iter.read() };
+
+        // SAFETY: Both scopes are left, in this task, when the guards are dropped.
+        let (noreclaim, creds) = unsafe {
+            (
+                extra::rnbd_helper_memalloc_noreclaim_save(),
+                extra::rnbd_helper_override_kernel_creds(),
+            )
+        };
+        let _scope = ScopeGuard::new(|| {
+            // SAFETY: They are from the calls above.
+            unsafe {
+                extra::rnbd_helper_revert_creds(creds);
+                extra::rnbd_helper_memalloc_noreclaim_restore(noreclaim);
+            }
+        });
+
+        let mut done = 0_usize;
+        loop {
+            // SAFETY: By the type invariant. User space may change these meanwhile: said anew.
+            unsafe { extra::rnbd_helper_sock_set_noio(self.sk()) };
+            msg.msg_flags = flags;
+            let result = call(self.0.as_ptr(), &mut msg);
+            match usize::try_from(result) {
+                Err(_) => return (done, to_result(result)),
+                Ok(0) => return (done, Err(EPIPE)),
+                Ok(bytes) => done = done.saturating_add(bytes),
+            }
+            if iov::count(&msg.msg_iter) == 0 {
+                return (done, Ok(()));
+            }
+        }
+    }
+
+    /// Shuts both directions down: all who wait in the socket wake, and the peer sees the end. May
+    /// sleep.
+    pub(crate) fn shutdown(&self) {
+        // SAFETY: By the type invariant.
+        unsafe {
+            bindings::kernel_sock_shutdown(
+                self.0.as_ptr(),
+                bindings::sock_shutdown_cmd_SHUT_RDWR,
+            )
+        };
+    }
+}
+
+/// `MSG_DONTWAIT`, an enumerator's name in some C libraries and a macro here; part of the ABI.
+const MSG_DONTWAIT: u32 = 0x40;
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the reference is this value's.
+        unsafe { extra::rnbd_helper_sockfd_put(self.0.as_ptr()) };
+    }
+}
+
+// SAFETY: Sockets have locks of their own, and may be used and released anywhere.
+unsafe impl Send for Socket {}
+
+// SAFETY: As above.
+unsafe impl Sync for Socket {}

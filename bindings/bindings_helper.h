@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What bindgen reads for bindings/generated.rs: the functions of helpers.h,
+ * and constants whose C definitions are casts that bindgen cannot evaluate.
+ * Types are not generated here: they are those of kernel::bindings.
+ */
+#include "helpers.h"
+
+#define RNBD_CONST(type, name) const type RNBD_CONST_##name = (__force type)name
+
+RNBD_CONST(u8, BLK_STS_NOTSUPP);
+RNBD_CONST(u8, BLK_STS_NOSPC);
+RNBD_CONST(u8, BLK_STS_IOERR);
+
+RNBD_CONST(u32, BLK_FEAT_WRITE_CACHE);
+RNBD_CONST(u32, BLK_FEAT_FUA);
+RNBD_CONST(u32, BLK_FEAT_ROTATIONAL);
+
+RNBD_CONST(u32, REQ_FUA);
+RNBD_CONST(u32, REQ_NOUNMAP);
+RNBD_CONST(u64, BLK_MAX_BLOCK_SIZE);

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Out-of-line static inlines for abstractions/; see helpers.h.
+ */
+
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+
+#include "helpers.h"
+
+sector_t rnbd_helper_blk_rq_pos(const struct request *rq)
+{
+	return blk_rq_pos(rq);
+}
+
+unsigned int rnbd_helper_blk_rq_bytes(const struct request *rq)
+{
+	return blk_rq_bytes(rq);
+}
+
+struct request *rnbd_helper_blk_mq_tag_to_rq(struct blk_mq_tags *tags, unsigned int tag)
+{
+	return blk_mq_tag_to_rq(tags, tag);
+}
+
+bool rnbd_helper_percpu_ref_tryget(struct percpu_ref *ref)
+{
+	return percpu_ref_tryget(ref);
+}
+
+void rnbd_helper_percpu_ref_put(struct percpu_ref *ref)
+{
+	percpu_ref_put(ref);
+}
+
+struct device *rnbd_helper_disk_to_dev(struct gendisk *disk)
+{
+	return disk_to_dev(disk);
+}
+
+struct gendisk *rnbd_helper_dev_to_disk(struct device *dev)
+{
+	return dev_to_disk(dev);
+}
+
+unsigned int rnbd_helper_disk_openers(struct gendisk *disk)
+{
+	return disk_openers(disk);
+}
+
+sector_t rnbd_helper_get_capacity(struct gendisk *disk)
+{
+	return get_capacity(disk);
+}
+
+void rnbd_helper_disk_need_part_scan(struct gendisk *disk)
+{
+	set_bit(GD_NEED_PART_SCAN, &disk->state);
+}
+
+struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q)
+{
+	return queue_limits_start_update(q);
+}
+
+int rnbd_helper_register_blkdev(unsigned int major, const char *name)
+{
+	return register_blkdev(major, name);
+}
+
+unsigned int rnbd_helper_memalloc_noio_save(void)
+{
+	return memalloc_noio_save();
+}
+
+void rnbd_helper_memalloc_noio_restore(unsigned int flags)
+{
+	memalloc_noio_restore(flags);
+}
+
+bool rnbd_helper_sk_is_tcp(const struct sock *sk)
+{
+	return sk_is_tcp(sk);
+}
+
+bool rnbd_helper_sk_is_stream_unix(const struct sock *sk)
+{
+	return sk_is_stream_unix(sk);
+}
+
+bool rnbd_helper_sock_can_shutdown(const struct socket *sock)
+{
+	return sock->ops->shutdown != sock_no_shutdown;
+}
+
+void rnbd_helper_sock_set_noio(struct sock *sk)
+{
+	sk->sk_allocation = GFP_NOIO | __GFP_MEMALLOC;
+	sk->sk_use_task_frag = false;
+}
+
+void rnbd_helper_sock_set_sndtimeo(struct sock *sk, long timeo)
+{
+	WRITE_ONCE(sk->sk_sndtimeo, timeo);
+}
+
+#ifdef CONFIG_DEBUG_LOCK_ALLOC
+/* One class pair a family, so that lockdep does not mix them with ordinary sockets. */
+static struct lock_class_key rnbd_sk_key[3];
+static struct lock_class_key rnbd_slock_key[3];
+
+void rnbd_helper_sock_reclassify(struct sock *sk)
+{
+	if (!sock_allow_reclassification(sk))
+		return;
+
+	switch (sk->sk_family) {
+	case AF_INET:
+		sock_lock_init_class_and_name(sk, "slock-AF_INET-RNBD", &rnbd_slock_key[0],
+					      "sk_lock-AF_INET-RNBD", &rnbd_sk_key[0]);
+		break;
+	case AF_INET6:
+		sock_lock_init_class_and_name(sk, "slock-AF_INET6-RNBD", &rnbd_slock_key[1],
+					      "sk_lock-AF_INET6-RNBD", &rnbd_sk_key[1]);
+		break;
+	case AF_UNIX:
+		sock_lock_init_class_and_name(sk, "slock-AF_UNIX-RNBD", &rnbd_slock_key[2],
+					      "sk_lock-AF_UNIX-RNBD", &rnbd_sk_key[2]);
+		break;
+	}
+}
+#else
+void rnbd_helper_sock_reclassify(struct sock *sk)
+{
+}
+#endif
+
+void rnbd_helper_sockfd_put(struct socket *sock)
+{
+	sockfd_put(sock);
+}
+
+unsigned int rnbd_helper_memalloc_noreclaim_save(void)
+{
+	return memalloc_noreclaim_save();
+}
+
+void rnbd_helper_memalloc_noreclaim_restore(unsigned int flags)
+{
+	memalloc_noreclaim_restore(flags);
+}
+
+const struct cred *rnbd_helper_override_kernel_creds(void)
+{
+	return override_creds(kernel_cred());
+}
+
+void rnbd_helper_revert_creds(const struct cred *cred)
+{
+	revert_creds(cred);
+}
+
+struct pid *rnbd_helper_get_pid(struct pid *pid)
+{
+	return get_pid(pid);
+}
+
+struct pid *rnbd_helper_current_tgid(void)
+{
+	return task_tgid(current);
+}
+
+/* The caller holds the RCU read lock. */
+struct pid *rnbd_helper_parent_tgid(void)
+{
+	return task_tgid(rcu_dereference(current->real_parent));
+}
+
+int rnbd_helper_current_pid_nr(void)
+{
+	return task_pid_nr(current);
+}
+
+bool rnbd_helper_current_exiting(void)
+{
+	return current->flags & PF_EXITING;
+}
+
+int rnbd_helper_signal_live(const struct task_struct *task)
+{
+	return atomic_read(&task->signal->live);
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Out-of-line copies of the static inlines and macros that abstractions/
+ * needs and that the kernel's own rust/helpers does not have. Nothing here
+ * decides anything: each function is the one C construct that its name says.
+ */
+#ifndef RNBD_HELPERS_H
+#define RNBD_HELPERS_H
+
+#include <linux/blk-mq.h>
+#include <linux/blkdev.h>
+#include <linux/cred.h>
+#include <linux/pid.h>
+#include <net/sock.h>
+
+/* block/mq/request */
+sector_t rnbd_helper_blk_rq_pos(const struct request *rq);
+unsigned int rnbd_helper_blk_rq_bytes(const struct request *rq);
+struct request *rnbd_helper_blk_mq_tag_to_rq(struct blk_mq_tags *tags, unsigned int tag);
+bool rnbd_helper_percpu_ref_tryget(struct percpu_ref *ref);
+void rnbd_helper_percpu_ref_put(struct percpu_ref *ref);
+
+/* block/mq/gen_disk */
+struct device *rnbd_helper_disk_to_dev(struct gendisk *disk);
+struct gendisk *rnbd_helper_dev_to_disk(struct device *dev);
+unsigned int rnbd_helper_disk_openers(struct gendisk *disk);
+sector_t rnbd_helper_get_capacity(struct gendisk *disk);
+void rnbd_helper_disk_need_part_scan(struct gendisk *disk);
+struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q);
+int rnbd_helper_register_blkdev(unsigned int major, const char *name);
+unsigned int rnbd_helper_memalloc_noio_save(void);
+void rnbd_helper_memalloc_noio_restore(unsigned int flags);
+
+/* net/socket */
+bool rnbd_helper_sk_is_tcp(const struct sock *sk);
+bool rnbd_helper_sk_is_stream_unix(const struct sock *sk);
+bool rnbd_helper_sock_can_shutdown(const struct socket *sock);
+void rnbd_helper_sock_set_noio(struct sock *sk);
+void rnbd_helper_sock_set_sndtimeo(struct sock *sk, long timeo);
+void rnbd_helper_sock_reclassify(struct sock *sk);
+void rnbd_helper_sockfd_put(struct socket *sock);
+unsigned int rnbd_helper_memalloc_noreclaim_save(void);
+void rnbd_helper_memalloc_noreclaim_restore(unsigned int flags);
+const struct cred *rnbd_helper_override_kernel_creds(void);
+void rnbd_helper_revert_creds(const struct cred *cred);
+
+/* pid */
+struct pid *rnbd_helper_get_pid(struct pid *pid);
+struct pid *rnbd_helper_current_tgid(void);
+struct pid *rnbd_helper_parent_tgid(void);
+int rnbd_helper_current_pid_nr(void);
+bool rnbd_helper_current_exiting(void);
+int rnbd_helper_signal_live(const struct task_struct *task);
+
+/* net/socket: exported, but not in the kernel crate's headers. */
+void sk_set_memalloc(struct sock *sk);
+
+#endif /* RNBD_HELPERS_H */

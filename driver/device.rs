@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One `/dev/nbdN`: its setup lock, and what the block layer asks of it.
+
+use super::{attachment::Attachment, ioctl, owner::Lifecycle, teardown, timeout, transmit};
+use crate::{
+    abstractions::{
+        block::mq::{Disk, Operations, Request, Timeout},
+        pid,
+    },
+    protocol::{
+        request::{AtomicWord, Word},
+        setup::Phase,
+    },
+};
+use kernel::{
+    new_condvar, new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{Acquire, Atomic, Full, Relaxed, Release},
+        Arc, CondVar, Mutex,
+    },
+};
+
+/// What the driver knows of one device.
+///
+/// Lock order: the disk's open lock, then the setup lock, then a connection's send lock or an
+/// attachment's end lock. The block layer's locks for limits, freezing and hardware queues are
+/// never taken under the setup lock.
+#[pin_data]
+pub(crate) struct Device {
+    pub(super) index: u32,
+    /// The setup lock (invariant G1).
+    #[pin]
+    pub(super) setup: Mutex<Lifecycle>,
+    /// The phase, under the setup lock, has changed.
+    #[pin]
+    pub(super) phase_changed: CondVar,
+    /// The task that started the generation which is attached, or 0.
+    pid: Atomic<i32>,
+}
+
+impl Device {
+    /// A device that is idle.
+    pub(super) fn new(index: u32) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            index,
+            setup <- new_mutex!(Lifecycle::default(), "rnbd::setup"),
+            phase_changed <- new_condvar!("rnbd::phase_changed"),
+            pid: Atomic::new(0),
+        })
+    }
+
+    /// The task that started the generation which is attached, or 0. Takes no lock.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid.load(Relaxed)
+    }
+
+    pub(super) fn set_pid(&self, pid: i32) {
+        self.pid.store(pid, Relaxed);
+    }
+
+    /// Runs `step` under the setup lock, once no generation drains any more. Sleeps; a signal
+    /// stops the wait with `ERESTARTSYS`. Draining is bounded, and so is the wait.
+    pub(super) fn when_drained<R>(&self, step: impl FnOnce(&mut Lifecycle) -> R) -> Result<R> {
+        let mut life = self.setup.lock();
+        while matches!(life.phase(), Phase::Draining { .. }) {
+            if self.phase_changed.wait_interruptible(&mut life) {
+                return Err(ERESTARTSYS);
+            }
+        }
+        Ok(step(&mut life))
+    }
+}
+
+/// The driver's data of a request: the word that says who may answer it.
+#[derive(Default)]
+pub(crate) struct RequestData {
+    pub(super) word: Word<RequestWord>,
+}
+
+/// The kernel's atomics for [`Word`].
+pub(super) struct RequestWord(Atomic<u64>);
+
+impl AtomicWord for RequestWord {
+    fn new(value: u64) -> Self {
+        Self(Atomic::new(value))
+    }
+
+    fn load(&self) -> u64 {
+        self.0.load(Acquire)
+    }
+
+    fn store(&self, value: u64) {
+        self.0.store(value, Release);
+    }
+
+    fn compare_exchange(&self, old: u64, new: u64) -> Result<(), u64> {
+        self.0.cmpxchg(old, new, Full).map(|_| ())
+    }
+}
+
+#[vtable]
+impl Operations for Device {
+    type DiskData = Self;
+    type Attachment = Arc<Attachment>;
+    type RequestData = RequestData;
+
+    fn queue_rq(
+        disk: &Disk<Self>,
+        attachment: Option<&Arc<Attachment>>,
+        request: &Request<Self>,
+        queue: u32,
+        _last: bool,
+    ) {
+        transmit::submit(disk, attachment, request, queue);
+    }
+
+    fn timeout(
+        disk: &Disk<Self>,
+        attachment: Option<&Arc<Attachment>>,
+        request: &Request<Self>,
+    ) -> Timeout {
+        timeout::handle(disk, attachment, request)
+    }
+
+    fn release(disk: &Disk<Self>, last: bool) {
+        teardown::closed(disk, last, pid::current_is_exiting());
+    }
+
+    fn ioctl(disk: &Disk<Self>, cmd: u32, arg: usize) -> Result<i32> {
+        ioctl::handle(disk, cmd, arg)
+    }
+}

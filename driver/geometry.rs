@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sizes and limits of a generation's disk.
+
+use super::{attachment::Attachment, device::Device, params, timeout};
+use crate::{
+    abstractions::block::mq::{Disk, QueueLimits},
+    protocol::{
+        flags::TransmissionFlags,
+        setup::{Config, Phase},
+    },
+};
+use kernel::prelude::*;
+
+/// Largest range that one request can name, in sectors: its length has 32 bits, in bytes.
+const MAX_RANGE_SECTORS: u32 = u32::MAX >> 9;
+
+fn set_limits(limits: &mut QueueLimits, flags: TransmissionFlags) {
+    let if_flag = |flag, sectors| if flags.contains(flag) { sectors } else { 0 };
+    limits
+        .write_cache(flags.write_cache())
+        .fua(flags.fua())
+        .rotational(flags.contains(TransmissionFlags::ROTATIONAL))
+        .max_hw_discard_sectors(if_flag(TransmissionFlags::SEND_TRIM, MAX_RANGE_SECTORS))
+        .max_write_zeroes_sectors(if_flag(
+            TransmissionFlags::SEND_WRITE_ZEROES,
+            MAX_RANGE_SECTORS,
+        ));
+}
+
+/// The running generation's configuration, if it still is `attachment`'s.
+fn current_config(disk: &Disk<Device>, attachment: &Attachment) -> Option<Config> {
+    match disk.data().setup.lock().phase() {
+        Phase::Running {
+            config,
+            attachment: current,
+            ..
+        } if current.generation == attachment.generation => Some(*config),
+        _ => None,
+    }
+}
+
+/// Tells the disk what is known of its export now. Sleeps; no lock may be held.
+///
+/// A generation that has ended meanwhile is left alone: its disk stays empty.
+pub(super) fn apply(disk: &Disk<Device>, attachment: &Attachment) -> Result {
+    let Some(config) = current_config(disk, attachment) else {
+        return Ok(());
+    };
+    let block_size = u32::try_from(config.block_size.bytes())?;
+    disk.update_limits(|limits| {
+        set_limits(limits, config.flags);
+        limits.block_size(block_size);
+    })?;
+    apply_size(disk, attachment);
+    Ok(())
+}
+
+/// Tells the disk the export's size alone, for which no request needs to be waited for. Sleeps.
+pub(super) fn apply_size(disk: &Disk<Device>, attachment: &Attachment) {
+    let life = disk.data().setup.lock();
+    let Phase::Running {
+        config,
+        attachment: current,
+        ..
+    } = life.phase()
+    else {
+        return;
+    };
+    if current.generation != attachment.generation {
+        return;
+    }
+    // Before the capacity, for who hears of that opens the disk at once; and after it, for who
+    // opened it in between saw it empty.
+    need_partition_scan(disk);
+    disk.set_capacity_and_notify(config.size.sectors());
+    need_partition_scan(disk);
+}
+
+/// Bounds requests and sends by the configured time-out. Any context.
+pub(super) fn apply_timeout(disk: &Disk<Device>, attachment: &Attachment, seconds: u32) {
+    attachment.set_timeout(seconds);
+    disk.set_request_timeout(match seconds {
+        0 => timeout::UNBOUNDED_INTERVAL,
+        seconds => seconds,
+    });
+}
+
+/// Empties the disk of a generation that has ended. Sleeps; no lock may be held.
+pub(super) fn clear(disk: &Disk<Device>) {
+    disk.set_capacity_and_notify(0);
+    disk.force_media_change();
+    if let Err(error) = disk.update_limits(|limits| {
+        set_limits(limits, TransmissionFlags::default());
+    }) {
+        // They are set anew with the next generation.
+        dev_warn!(disk.device(), "queue limits not reset ({error:?})\n");
+    }
+    need_partition_scan(disk);
+}
+
+fn need_partition_scan(disk: &Disk<Device>) {
+    if params::partitions_allowed() {
+        disk.need_partition_scan();
+    }
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The keeper of a generation: the one task that brings it up, waits for its end, and drains it.
+//!
+//! With the ioctl interface that is the task in `NBD_DO_IT`. That one task does both is what keeps
+//! bringing up and draining from ever interleaving; others only ask for the end
+//! ([`super::teardown`]).
+
+use super::{
+    attachment::{answer, Attachment, End},
+    device::Device,
+    geometry,
+    receive::Receiver,
+    setup, sysfs, teardown,
+};
+use crate::{
+    abstractions::{
+        block::mq::{AttributeFile, Disk, Outcome, Status},
+        kthread::Thread,
+        pid::{self, ProcessRef},
+    },
+    protocol::{
+        flags::TransmissionFlags,
+        setup::{EndReason, Failure, Phase},
+    },
+};
+use kernel::{
+    prelude::*,
+    sync::{Arc, CondVarTimeoutResult},
+    time::msecs_to_jiffies,
+};
+
+/// How long a server has, after `NBD_DISCONNECT`, to answer what it was asked and to close.
+const DISCONNECT_GRACE_MS: u32 = 5000;
+
+/// What a generation has in the system while it runs.
+struct Presence {
+    _receivers: KVec<Thread<Receiver>>,
+    _pid: Option<AttributeFile<Device, sysfs::Pid>>,
+}
+
+/// `NBD_DO_IT`: starts the generation that was set up, and returns when it is gone.
+///
+/// # Errors
+///
+/// Those of the start: see [`setup::refuse`]. Then: none if the device was disconnected or the
+/// server closed; `ETIMEDOUT` if a request timed out; `EINTR` if a signal came.
+pub(super) fn run(disk: &Disk<Device>) -> Result {
+    let device = disk.data();
+    let attachment = device.when_drained(|life| {
+        life.start(ProcessRef::current(), Attachment::new)
+            .map_err(|failure| match failure {
+                Failure::Refused(refusal) => setup::refuse(disk, life, refusal),
+                Failure::Step(error) => error,
+            })
+    })??;
+    device.set_pid(pid::current_task_number());
+
+    let (presence, brought_up) = bring_up(disk, &attachment);
+    let reason = match &brought_up {
+        Ok(()) => wait_for_end(disk, &attachment),
+        Err(_) => EndReason::StartFailed,
+    };
+    teardown::end(disk, reason);
+    drain(disk, &attachment, presence);
+
+    // Whoever was first to end it has said why.
+    let reason = {
+        let mut life = device.setup.lock();
+        device.set_pid(0);
+        life.drained().unwrap_or(reason)
+    };
+    device.phase_changed.notify_all();
+    brought_up?;
+    match reason {
+        EndReason::TimedOut => Err(ETIMEDOUT),
+        EndReason::Interrupted => Err(EINTR),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a generation serve requests. What it has come to is returned also if it fails.
+fn bring_up(disk: &Disk<Device>, attachment: &Arc<Attachment>) -> (Presence, Result) {
+    let mut presence = Presence {
+        _receivers: KVec::new(),
+        _pid: None,
+    };
+    let result = try_bring_up(disk, attachment, &mut presence);
+    if let Err(error) = result {
+        dev_err!(disk.device(), "cannot start ({error:?})\n");
+    }
+    (presence, result)
+}
+
+fn try_bring_up(
+    disk: &Disk<Device>,
+    attachment: &Arc<Attachment>,
+    presence: &mut Presence,
+) -> Result {
+    disk.update_hw_queues(u32::try_from(attachment.connections.len())?);
+    for connection in &attachment.connections {
+        connection.socket.set_memalloc();
+    }
+    geometry::apply_timeout(disk, attachment, attachment.timeout());
+    disk.set_read_only(attachment.flags().contains(TransmissionFlags::READ_ONLY));
+    presence._pid = Some(AttributeFile::create(disk)?);
+    disk.attach(KBox::new(attachment.clone(), GFP_KERNEL)?)
+        .map_err(|_| EBUSY)?;
+    for connection in &attachment.connections {
+        let receiver = Receiver::start(disk, attachment, connection)?;
+        presence._receivers.push(receiver, GFP_KERNEL)?;
+    }
+    geometry::apply(disk, attachment)
+}
+
+/// Waits until no connection is left, and tells why.
+fn wait_for_end(disk: &Disk<Device>, attachment: &Attachment) -> EndReason {
+    let gone = |end: &End| end.receivers == 0;
+    let mut interrupted = false;
+    let mut end = attachment.end.lock();
+    while !gone(&end) {
+        if interrupted {
+            // All sockets are shut down: the receivers are on their way.
+            attachment.end_changed.wait(&mut end);
+            continue;
+        }
+        // After a disconnect the server may still answer, for a while.
+        let enough = if end.asked {
+            let grace = msecs_to_jiffies(DISCONNECT_GRACE_MS);
+            match attachment
+                .end_changed
+                .wait_interruptible_timeout(&mut end, grace)
+            {
+                CondVarTimeoutResult::Woken { .. } => false,
+                CondVarTimeoutResult::Timeout | CondVarTimeoutResult::Signal { .. } => true,
+            }
+        } else {
+            attachment.end_changed.wait_interruptible(&mut end)
+        };
+        if enough && !gone(&end) {
+            interrupted = true;
+            drop(end);
+            teardown::end(disk, EndReason::Interrupted);
+            end = attachment.end.lock();
+        }
+    }
+    if interrupted {
+        EndReason::Interrupted
+    } else if attachment.timed_out() {
+        EndReason::TimedOut
+    } else {
+        EndReason::ConnectionsLost
+    }
+}
+
+/// Ends all that a generation still has going. Bounded: nothing here waits for a server.
+fn drain(disk: &Disk<Device>, attachment: &Arc<Attachment>, presence: Presence) {
+    debug_assert!(matches!(
+        disk.data().setup.lock().phase(),
+        Phase::Draining { .. }
+    ));
+    // The sockets are shut down: receivers leave, and with them the requests that they await.
+    let Presence { _receivers, _pid } = presence;
+    drop(_receivers);
+    for connection in &attachment.connections {
+        connection.flush();
+    }
+    // Who was sending has met the dead socket when this returns.
+    disk.wait_for_dispatch();
+    disk.for_each_request(|request| {
+        if let Some(claim) = request.data().word.claim() {
+            answer(request, claim, Outcome::End(Status::IoError));
+        }
+    });
+    let detached = disk.freeze().detach();
+    drop(detached);
+    drop(_pid);
+    geometry::clear(disk);
+}

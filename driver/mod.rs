@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What nbd is.
+//!
+//! * [`module`]: loading and unloading; the devices there are. [`params`]: module parameters.
+//! * [`device`]: one `/dev/nbdN`: its setup lock and what the block layer asks of it.
+//! * [`ioctl`]: the ioctl interface. [`setup`]: SET_SOCK and its like. [`owner`]: whose setup it is.
+//! * [`attachment`]: a generation that serves requests. [`keeper`]: who brings it up and drains it.
+//!   [`teardown`]: how it is ended. [`geometry`]: sizes and limits of its disk.
+//! * [`connection`]: one socket of it. [`transmit`], [`receive`], [`timeout`]: requests on the
+//!   wire.
+//! * [`sysfs`]: what it shows.
+
+#![forbid(unsafe_code)]
+
+mod attachment;
+mod connection;
+mod device;
+mod geometry;
+mod ioctl;
+mod keeper;
+mod module;
+mod owner;
+mod params;
+mod receive;
+mod setup;
+mod sysfs;
+mod teardown;
+mod timeout;
+mod transmit;
+
+pub(crate) use module::Module;

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Replies on their way from the server: a thread for each connection.
+
+use super::{
+    attachment::{answer, Attachment},
+    connection::{Connection, ConnectionRef, Death},
+    device::Device,
+};
+use crate::{
+    abstractions::{
+        block::mq::{Disk, Op, Outcome, Request, Status},
+        iov::Kvec,
+        kthread::{Body, Thread},
+    },
+    protocol::wire::{Reply, ServerError, REPLY_SIZE},
+};
+use kernel::{
+    prelude::*,
+    sync::{aref::ARef, Arc},
+};
+
+/// Reads the replies of one connection until it dies.
+pub(super) struct Receiver {
+    disk: ARef<Disk<Device>>,
+    attachment: Arc<Attachment>,
+    connection: ConnectionRef,
+}
+
+impl Receiver {
+    /// Starts the receiver of a connection. Sleeps.
+    pub(super) fn start(
+        disk: &Disk<Device>,
+        attachment: &Arc<Attachment>,
+        connection: &ConnectionRef,
+    ) -> Result<Thread<Self>> {
+        attachment.tell_keeper(|end| end.receivers = end.receivers.saturating_add(1));
+        let receiver = Self {
+            disk: disk.get(),
+            attachment: attachment.clone(),
+            connection: connection.clone(),
+        };
+        let (device, index) = (disk.data().index, connection.route.connection);
+        Thread::spawn(fmt!("nbd{device}-recv{index}"), receiver).inspect_err(|_| {
+            attachment.tell_keeper(|end| end.receivers = end.receivers.saturating_sub(1));
+        })
+    }
+
+    /// Reads one reply, and what follows it.
+    fn serve_reply(&self) -> Result<(), Death> {
+        let mut bytes = [0; REPLY_SIZE];
+        let (came, result) = self.connection.socket.receive(&mut Kvec::dest(&mut bytes));
+        result.map_err(|error| match came {
+            0 if error == EPIPE => Death::ServerClosed,
+            0 => Death::ReceiveFailed(error),
+            _ => Death::CutOff(error),
+        })?;
+        let reply = Reply::decode(&bytes).map_err(Death::WrongMagic)?;
+        let unknown = Death::UnknownCookie(reply.cookie.to_wire());
+        let request = self
+            .disk
+            .request_by_tag(reply.cookie.tag())
+            .ok_or(unknown)?;
+        let claim = request
+            .data()
+            .word
+            .reply(reply.cookie, self.connection.route)
+            .map_err(|_| unknown)?;
+        match self.read_result(&request, reply) {
+            Ok(status) => {
+                answer(&request, claim, Outcome::End(status));
+                Ok(())
+            }
+            Err(error) => {
+                // Dead before the request's fate is asked for: it must not come back here.
+                let death = Death::CutOff(error);
+                self.attachment.kill(&self.connection, death);
+                answer(&request, claim, self.attachment.fate());
+                Err(death)
+            }
+        }
+    }
+
+    /// Reads what follows a reply into its request.
+    fn read_result(&self, request: &Request<Device>, reply: Reply) -> Result<Status> {
+        if let Err(error) = reply.result {
+            self.report(request, error);
+            return Ok(status_of(error));
+        }
+        if request.op() == Op::Read {
+            for mut piece in request.dest() {
+                self.connection.socket.receive(&mut piece).1?;
+            }
+        }
+        Ok(Status::Ok)
+    }
+
+    fn report(&self, request: &Request<Device>, error: ServerError) {
+        if let Some(may) = self.attachment.said.may_say() {
+            dev_err!(
+                self.disk.device(),
+                "the server failed {:?} at byte {}, {} bytes: error {} ({error:?}); {} lines like this held back\n",
+                request.op(),
+                request.sector() << 9,
+                request.bytes(),
+                error.number(),
+                may.held_back
+            );
+        }
+    }
+}
+
+impl Body for Receiver {
+    fn run(self) {
+        let death = loop {
+            if let Err(death) = self.serve_reply() {
+                break death;
+            }
+        };
+        let connection: &Connection = &self.connection;
+        self.attachment.kill(connection, death);
+        self.attachment
+            .release_stranded(&self.disk, connection.route);
+        self.attachment
+            .tell_keeper(|end| end.receivers = end.receivers.saturating_sub(1));
+    }
+}
+
+/// What the submitter of a request learns of a server's error.
+fn status_of(error: ServerError) -> Status {
+    match error {
+        ServerError::NoSpace => Status::NoSpace,
+        ServerError::NotSupported => Status::NotSupported,
+        _ => Status::IoError,
+    }
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Setting a device up: `NBD_SET_SOCK` and its like.
+
+use super::{
+    attachment::Attachment,
+    connection::Connection,
+    device::Device,
+    geometry,
+    owner::Lifecycle,
+    teardown,
+};
+use crate::{
+    abstractions::{
+        block::mq::{max_block_size, Disk},
+        net::socket::{Socket, Unusable},
+        pid::ProcessRef,
+    },
+    protocol::{
+        flags::TransmissionFlags,
+        geometry::{BadGeometry, BlockSize, ExportSize},
+        setup::{Config, Configured, Failure, Refusal},
+    },
+};
+use kernel::{prelude::*, sync::Arc};
+
+/// Longest time-out that can be set, in seconds: what the block layer can count, in milliseconds.
+const MAX_TIMEOUT: u32 = u32::MAX / 1000;
+
+/// Says in the log why a change of the setup is refused, and gives its errno.
+pub(super) fn refuse(disk: &Disk<Device>, life: &Lifecycle, refusal: Refusal) -> Error {
+    let device = disk.device();
+    match refusal {
+        Refusal::Owned => {
+            match life.owner() {
+                Some(owner) => dev_err!(
+                    device,
+                    "being set up by {owner}: wait for it, or end its setup with NBD_CLEAR_SOCK\n"
+                ),
+                None => dev_err!(device, "being set up by another process\n"),
+            }
+            EBUSY
+        }
+        Refusal::Running => {
+            match life.owner() {
+                Some(owner) => dev_err!(device, "in use, attached by {owner}: disconnect it first\n"),
+                None => dev_err!(device, "in use\n"),
+            }
+            EBUSY
+        }
+        Refusal::Draining => {
+            dev_err!(device, "the last attachment is not gone yet: try again\n");
+            EBUSY
+        }
+        Refusal::NoConnection => {
+            dev_err!(device, "no socket was set: NBD_SET_SOCK comes before NBD_DO_IT\n");
+            EINVAL
+        }
+        Refusal::NotMultiConn => {
+            dev_err!(
+                device,
+                "several sockets, but the export's flags lack NBD_FLAG_CAN_MULTI_CONN\n"
+            );
+            EINVAL
+        }
+        Refusal::TooManyConnections => {
+            dev_err!(device, "too many sockets\n");
+            ENOSPC
+        }
+    }
+}
+
+/// `NBD_SET_SOCK`: adds a socket to the caller's setup.
+pub(super) fn add_socket(disk: &Disk<Device>, fd: usize) -> Result {
+    let Ok(fd) = i32::try_from(fd) else {
+        dev_err!(disk.device(), "{fd} is no file descriptor\n");
+        return Err(EINVAL);
+    };
+    let caller = ProcessRef::current();
+    // First the refusals that are not the socket's fault, as nbd.ko does.
+    disk.data().when_drained(|life| {
+        life.may_add(&caller)
+            .map_err(|refusal| refuse(disk, life, refusal))
+    })??;
+    let socket = Socket::from_fd(fd).map_err(|unusable| refuse_socket(disk, fd, unusable))?;
+    let (replaced, added) = disk.data().when_drained(move |life| {
+        let (replaced, added) = life.add(caller, |_, connections| {
+            let index = u16::try_from(connections.0.len())?;
+            let connection = Connection::new(disk, index, socket)?;
+            connections.0.push(connection, GFP_KERNEL)?;
+            Ok(())
+        });
+        let added = added.map_err(|failure| match failure {
+            Failure::Refused(refusal) => refuse(disk, life, refusal),
+            Failure::Step(error) => error,
+        });
+        (replaced, added)
+    })?;
+    if let Some(orphan) = replaced {
+        teardown::dispose(orphan);
+    }
+    added
+}
+
+fn refuse_socket(disk: &Disk<Device>, fd: i32, unusable: Unusable) -> Error {
+    let device = disk.device();
+    match unusable {
+        Unusable::NotSocket(error) => {
+            dev_err!(device, "file descriptor {fd} is no socket ({error:?})\n");
+            error
+        }
+        Unusable::NotStream => {
+            dev_err!(device, "unsupported socket: should be TCP or a UNIX stream\n");
+            EINVAL
+        }
+        Unusable::NoShutdown => {
+            dev_err!(device, "unsupported socket: it cannot be shut down\n");
+            EINVAL
+        }
+    }
+}
+
+/// Changes what is known of the export, and hands a running generation to `live` with it.
+fn configure(
+    disk: &Disk<Device>,
+    change: impl Fn(&mut Config) -> Result<(), BadGeometry>,
+    live: impl FnOnce(&Arc<Attachment>) -> Result,
+) -> Result {
+    let configured = disk.data().when_drained(|life| {
+        life.configure(ProcessRef::current(), change)
+            .map_err(|failure| match failure {
+                Failure::Refused(refusal) => refuse(disk, life, refusal),
+                Failure::Step(bad) => refuse_geometry(disk, bad),
+            })
+    })??;
+    match configured {
+        Configured::Setup(None) => Ok(()),
+        Configured::Setup(Some(orphan)) => {
+            teardown::dispose(orphan);
+            Ok(())
+        }
+        Configured::Live(attachment) => live(&attachment),
+    }
+}
+
+fn refuse_geometry(disk: &Disk<Device>, bad: BadGeometry) -> Error {
+    match bad {
+        BadGeometry::BlockSize(bytes) => dev_err!(
+            disk.device(),
+            "block size {bytes}: must be a power of two from 512 to {}\n",
+            max_block_size()
+        ),
+        BadGeometry::Size { count, unit } => dev_err!(
+            disk.device(),
+            "size of {count} times {unit} bytes: larger than a block device can be\n"
+        ),
+    }
+    EINVAL
+}
+
+/// `NBD_SET_BLKSIZE`.
+pub(super) fn set_block_size(disk: &Disk<Device>, bytes: usize) -> Result {
+    configure(
+        disk,
+        |config| {
+            config.block_size = BlockSize::new(bytes as u64, max_block_size())?;
+            Ok(())
+        },
+        |attachment| geometry::apply(disk, attachment),
+    )
+}
+
+/// `NBD_SET_SIZE`.
+pub(super) fn set_size(disk: &Disk<Device>, bytes: usize) -> Result {
+    configure(
+        disk,
+        |config| {
+            config.size = ExportSize::from_bytes(bytes as u64)?;
+            Ok(())
+        },
+        |attachment| resize(disk, attachment),
+    )
+}
+
+/// `NBD_SET_SIZE_BLOCKS`.
+pub(super) fn set_size_blocks(disk: &Disk<Device>, blocks: usize) -> Result {
+    configure(
+        disk,
+        |config| {
+            config.size = ExportSize::from_blocks(blocks as u64, config.block_size)?;
+            Ok(())
+        },
+        |attachment| resize(disk, attachment),
+    )
+}
+
+fn resize(disk: &Disk<Device>, attachment: &Attachment) -> Result {
+    geometry::apply_size(disk, attachment);
+    Ok(())
+}
+
+/// `NBD_SET_FLAGS`.
+pub(super) fn set_flags(disk: &Disk<Device>, flags: usize) -> Result {
+    // The rest of the argument means nothing, and nbd.ko ignores it too.
+    let flags = TransmissionFlags::from_bits(flags as u32);
+    configure(
+        disk,
+        |config| {
+            config.flags = flags;
+            Ok(())
+        },
+        |attachment| {
+            attachment.set_flags(flags);
+            Ok(())
+        },
+    )
+}
+
+/// `NBD_SET_TIMEOUT`.
+pub(super) fn set_timeout(disk: &Disk<Device>, seconds: usize) -> Result {
+    let Some(seconds) = u32::try_from(seconds).ok().filter(|&s| s <= MAX_TIMEOUT) else {
+        dev_err!(
+            disk.device(),
+            "time-out of {seconds} s: must be at most {MAX_TIMEOUT}\n"
+        );
+        return Err(EINVAL);
+    };
+    configure(
+        disk,
+        |config| {
+            config.timeout = seconds;
+            Ok(())
+        },
+        |attachment| {
+            geometry::apply_timeout(disk, attachment, seconds);
+            Ok(())
+        },
+    )
+}

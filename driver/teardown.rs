@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a generation is ended: by whom, and what is done at once. What takes time is the keeper's.
+
+use super::{
+    attachment::Attachment,
+    connection::{Connection, Death},
+    device::Device,
+    owner::Setup,
+};
+use crate::{
+    abstractions::{
+        block::mq::Disk,
+        iov::Kvec,
+        net::socket::{More, Wait},
+        pid::ProcessRef,
+    },
+    protocol::{
+        setup::{EndReason, Phase, Retired},
+        wire,
+    },
+};
+use kernel::prelude::*;
+
+/// Disposes of a setup that will not be started: its sockets are shut down and released. Sleeps.
+pub(super) fn dispose(setup: Setup) {
+    for connection in &setup.connections.0 {
+        connection.kill();
+    }
+}
+
+/// `NBD_DISCONNECT`: tells the server, and ends the generation. Does not wait for its end.
+///
+/// The server is given a while to answer what it was asked; see the keeper.
+pub(super) fn disconnect(disk: &Disk<Device>) {
+    let retired = disk.data().setup.lock().retire(EndReason::Disconnected);
+    match retired {
+        Retired::Nothing | Retired::AlreadyDraining(_) => {}
+        Retired::Setup(setup) => {
+            for connection in &setup.connections.0 {
+                send_disconnect(connection);
+            }
+            dispose(setup);
+        }
+        Retired::Stopped(attachment) => {
+            dev_info!(disk.device(), "disconnected by request\n");
+            attachment.stop_sending();
+            for connection in &attachment.connections {
+                if !send_disconnect(connection) {
+                    attachment.kill(connection, Death::Retired);
+                }
+            }
+            attachment.tell_keeper(|end| end.asked = true);
+        }
+    }
+}
+
+/// Tells the server that nothing more will come, if that can be done at once.
+fn send_disconnect(connection: &Connection) -> bool {
+    // Whoever holds the lock waits for the server: then so would we.
+    let Some(tx) = connection.tx.try_lock() else {
+        return false;
+    };
+    if tx.partial.is_some() {
+        return false;
+    }
+    let message = wire::Request::DISCONNECT.encode();
+    let (_, result) =
+        connection
+            .socket
+            .send(&mut Kvec::source(&message), More::Ends, Wait::Never);
+    result.is_ok()
+}
+
+/// `NBD_CLEAR_SOCK`: ends the generation at once, and waits until it is gone. Sleeps; a signal
+/// stops the wait.
+pub(super) fn clear(disk: &Disk<Device>) -> Result {
+    match end(disk, EndReason::Cleared) {
+        false => Ok(()),
+        true => disk.data().when_drained(|_| ()),
+    }
+}
+
+/// Ends the generation at once. True if it drains, for its keeper to finish.
+pub(super) fn end(disk: &Disk<Device>, reason: EndReason) -> bool {
+    let retired = disk.data().setup.lock().retire(reason);
+    match retired {
+        Retired::Nothing => false,
+        Retired::Setup(setup) => {
+            dispose(setup);
+            false
+        }
+        Retired::Stopped(attachment) | Retired::AlreadyDraining(attachment) => {
+            kill(&attachment);
+            true
+        }
+    }
+}
+
+/// Kills a generation's connections and wakes its keeper.
+pub(super) fn kill(attachment: &Attachment) {
+    attachment.kill_all();
+    attachment.tell_keeper(|end| end.asked = true);
+}
+
+/// The disk or a partition was closed. A setup ends with the last close, or when its owner closes
+/// the disk by dying: no other process shares that open file then, so none can finish the setup.
+///
+/// Called with the disk's open lock held.
+pub(super) fn closed(disk: &Disk<Device>, last: bool, exiting: bool) {
+    let abandoned = {
+        let mut life = disk.data().setup.lock();
+        let dying_owner = exiting
+            && matches!(
+                life.phase(),
+                Phase::Setup(setup)
+                    if setup.owner == ProcessRef::current() && !setup.owner.is_alive()
+            );
+        if last || dying_owner {
+            life.abandon_setup()
+        } else {
+            None
+        }
+    };
+    if let Some(setup) = abandoned {
+        dispose(setup);
+    }
+}

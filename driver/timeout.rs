@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests that take too long.
+
+use super::{
+    attachment::Attachment,
+    connection::Death,
+    device::Device,
+};
+use crate::abstractions::block::mq::{Disk, Request, Timeout};
+use kernel::{prelude::*, sync::Arc};
+
+/// How often a request is looked at when no time-out was set, in seconds.
+pub(super) const UNBOUNDED_INTERVAL: u32 = 30;
+
+/// Kills the connection that owes the reply. Its receiver then has the request sent over another
+/// one, or ends it: whoever has the request in hand at the moment loses the socket and lets go.
+///
+/// With a time-out of 0 it is only said in the log.
+pub(super) fn handle(
+    disk: &Disk<Device>,
+    attachment: Option<&Arc<Attachment>>,
+    request: &Request<Device>,
+) -> Timeout {
+    let (Some(attachment), Some(route)) = (attachment, request.data().word.route()) else {
+        // It is on its way back to the block layer.
+        return Timeout::Again;
+    };
+    if attachment.timeout() == 0 {
+        if attachment.said.may_say().is_some() {
+            dev_info!(
+                disk.device(),
+                "possible stuck request: {:?} at byte {}, {} bytes, unanswered on connection {} for {} s or more\n",
+                request.op(),
+                request.sector() << 9,
+                request.bytes(),
+                route.connection,
+                UNBOUNDED_INTERVAL
+            );
+        }
+    } else if let Some(connection) = attachment.connection(route) {
+        attachment.kill(connection, Death::TimedOut);
+    }
+    Timeout::Again
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What names a request on the wire.
+
+/// The 64 bits that a server copies from a request into its reply.
+///
+/// The upper half counts how often the tag was used, so that a late reply to an earlier use of it
+/// does not match; the lower half is the block layer's unique tag (hardware queue and tag).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cookie {
+    sequence: u32,
+    tag: u32,
+}
+
+impl Cookie {
+    /// Names no request.
+    pub const NONE: Self = Self {
+        sequence: 0,
+        tag: 0,
+    };
+
+    /// A cookie for the `sequence`th use of the unique tag `tag`.
+    pub const fn new(sequence: u32, tag: u32) -> Self {
+        Self { sequence, tag }
+    }
+
+    /// How often the tag had been used.
+    pub const fn sequence(self) -> u32 {
+        self.sequence
+    }
+
+    /// The block layer's unique tag, as the other side gave it: to be looked up, not trusted.
+    pub const fn tag(self) -> u32 {
+        self.tag
+    }
+
+    /// As a number, before it is put in network order.
+    pub const fn to_wire(self) -> u64 {
+        (self.sequence as u64) << 32 | self.tag as u64
+    }
+
+    /// From a number, after it was taken out of network order.
+    pub const fn from_wire(number: u64) -> Self {
+        Self {
+            sequence: (number >> 32) as u32,
+            tag: number as u32,
+        }
+    }
+}

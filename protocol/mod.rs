@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the NBD protocol and the life of an attachment are, apart from any kernel.
+//!
+//! Pure logic: no kernel API, no allocation, no I/O. The same files are a module of `rnbd.ko` and
+//! a crate of their own on the host (`protocol/Cargo.toml`), where they are tested.
+//!
+//! * [`wire`]: messages of the transmission phase, as bytes.
+//! * [`flags`]: transmission flags.
+//! * [`geometry`]: sizes and block sizes.
+//! * [`cookie`]: what names a request on the wire.
+//! * [`request`]: the atomic word that says who may answer a request.
+//! * [`setup`]: phases, owner and socket array of a device.
+
+#![forbid(unsafe_code)]
+
+pub mod cookie;
+pub mod flags;
+pub mod geometry;
+pub mod request;
+pub mod setup;
+pub mod wire;

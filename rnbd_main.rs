@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! rnbd: a network block device driver that cannot get stuck.
+//!
+//! A drop-in replacement for `nbd.ko`: same major, device names, ioctls and module parameters. See
+//! `docs/design.md` for the model; the rooms of this house are, from the top:
+//!
+//! * `driver`: what nbd is. No unsafe code.
+//! * `protocol`: the protocol and the state machines, apart from any kernel. No unsafe code.
+//! * `abstractions`: safe wrappers that the kernel crate lacks. All unsafe code.
+//! * `bindings`: C functions that `kernel::bindings` lacks.
+
+use kernel::prelude::*;
+
+mod abstractions;
+mod bindings;
+mod driver;
+// A crate of its own on the host: what is public there may be unused here.
+#[allow(dead_code, unreachable_pub)]
+mod protocol;
+
+module! {
+    type: driver::Module,
+    name: "rnbd",
+    authors: ["The rnbd developers"],
+    description: "Network block device that cannot get stuck",
+    license: "GPL",
+}
+
+module_params! {
+    /// How many devices there are from the start.
+    nbds_max: 16, "number of network block devices to initialize (default: 16)";
+    /// How many partitions a device can have; rounded up to a power of two less one.
+    max_part: 16, "number of partitions per device (default: 16)";
+    /// How many hardware queues a device has from the start.
+    pre_defined_connections: 1,
+        "number of connections for devices pre-created at module load (default: 1)";
+}
