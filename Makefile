@@ -3,7 +3,7 @@
 # (What Kbuild builds is in Kbuild.)
 
 .DEFAULT_GOAL := module
-.PHONY: module demo test quick shell paths host-test check fmt fmt-check clippy doc clean distclean help
+.PHONY: module demo test quick shell paths host-test check fmt fmt-check clippy doc clean prune distclean selftest help
 
 module: ## build rnbd.ko for the stock kernel; KDIR=DIR: for the kernel with that build directory
 	@toolchain/module "$(KDIR)"
@@ -26,6 +26,9 @@ paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root ar
 host-test: ## run the tests that need no kernel
 	@toolchain/host-test
 
+selftest: ## provoke each kind of failure in a machine, and see that the harness tells it
+	@toolchain/qemu selftest
+
 check: ## formatting, lints, documentation, no unsafe code where there must be none
 	@toolchain/check
 
@@ -43,6 +46,9 @@ doc: ## documentation of all Rust code, without a warning
 
 clean: ## remove what was built from this checkout
 	@toolchain/clean
+
+prune: ## remove toolchain roots and kernels that this checkout no longer uses
+	@toolchain/clean --unused
 
 distclean: ## remove the whole cache: toolchain root, kernel, builds
 	@toolchain/clean --all
