@@ -170,11 +170,7 @@ impl Attachment {
 }
 
 /// The whole way once: attach by a fresh open, do something, detach, and everything is idle again.
-pub fn with_attached<T>(
-    server: &Server,
-    setup: Setup,
-    body: impl FnOnce(&Device) -> Result<T>,
-) -> Result<T> {
+pub fn with_attached<T>(server: &Server, setup: Setup, body: impl FnOnce(&Device) -> Result<T>) -> Result<T> {
     let device = Device::open(0)?;
     let attachment = setup.attach(&device, server)?;
     let done = body(&device);

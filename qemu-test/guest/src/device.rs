@@ -175,9 +175,7 @@ pub fn wait_attached(index: u32) -> Result<()> {
 
 /// Waits until nothing is attached: `pid` is gone and the capacity is 0.
 pub fn wait_idle(index: u32) -> Result<()> {
-    wait_for("the device to be idle (no pid, capacity 0)", || {
-        !attached(index) && capacity(index) == 0
-    })
+    wait_for("the device to be idle (no pid, capacity 0)", || !attached(index) && capacity(index) == 0)
 }
 
 pub fn device_size(file: &File) -> Result<u64> {
@@ -263,8 +261,7 @@ pub fn write_direct(file: &File, offset: u64, data: &[u8]) -> std::io::Result<()
 /// Writes, reads back without the page cache, compares.
 pub fn round_trip(file: &File, offset: u64, data: &[u8]) -> Result<()> {
     write_direct(file, offset, data).with_context(|| format!("write at {offset}"))?;
-    let back =
-        read_direct(file, offset, data.len()).with_context(|| format!("read at {offset}"))?;
+    let back = read_direct(file, offset, data.len()).with_context(|| format!("read at {offset}"))?;
     ensure!(back[..] == *data, "data read at {offset} differ from what was written");
     Ok(())
 }

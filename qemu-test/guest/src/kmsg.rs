@@ -75,6 +75,7 @@ pub fn complaints(lines: &[String]) -> Vec<&String> {
 /// Writes a line to the kernel log, so that the console shows which test was running.
 pub fn mark(text: &str) {
     if let Ok(mut kmsg) = OpenOptions::new().write(true).open("/dev/kmsg") {
-        let _ = writeln!(kmsg, "<5>rnbd-test: {text}");
+        // One write is one record.
+        let _ = kmsg.write_all(format!("<5>rnbd-test: {text}\n").as_bytes());
     }
 }

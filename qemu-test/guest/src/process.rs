@@ -20,11 +20,7 @@ pub fn wait_for(what: &str, condition: impl FnMut() -> bool) -> Result<()> {
     wait_for_within(PATIENCE, what, condition)
 }
 
-pub fn wait_for_within(
-    bound: Duration,
-    what: &str,
-    mut condition: impl FnMut() -> bool,
-) -> Result<()> {
+pub fn wait_for_within(bound: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !condition() {
         ensure!(start.elapsed() < bound, "waited {} s for {what}, in vain", bound.as_secs());
@@ -105,10 +101,8 @@ impl Child {
         let mut line = Vec::new();
         let mut byte = [0];
         loop {
-            let mut poll = [nix::poll::PollFd::new(
-                std::os::fd::AsFd::as_fd(&self.ready),
-                nix::poll::PollFlags::POLLIN,
-            )];
+            let mut poll =
+                [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&self.ready), nix::poll::PollFlags::POLLIN)];
             let bound = nix::poll::PollTimeout::try_from(PATIENCE)?;
             ensure!(nix::poll::poll(&mut poll, bound)? > 0, "child {} says nothing", self.pid);
             ensure!(self.ready.read(&mut byte)? == 1, "child {} ended early", self.pid);
@@ -221,9 +215,7 @@ pub fn run_within(bound: Duration, command: &mut Command) -> Result<Output> {
     Ok(Output { status, stdout: take(stdout), stderr: take(stderr) })
 }
 
-fn drain(
-    pipe: Option<impl Read + Send + 'static>,
-) -> std::sync::mpsc::Receiver<Vec<u8>> {
+fn drain(pipe: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = std::sync::mpsc::channel();
     if let Some(mut pipe) = pipe {
         std::thread::spawn(move || {

@@ -97,6 +97,8 @@ fn prepare_system() -> Result<()> {
     Errno::result(result).context("PR_SET_CHILD_SUBREAPER")?;
     let output = Command::new("ip").args(["link", "set", "lo", "up"]).output();
     output.context("start ip, to bring up the loopback interface")?;
+    // The kernel drops lines of ours when they come fast, and then does not say which test was running.
+    fs::write("/proc/sys/kernel/printk_devkmsg", "on\n").context("let every line into /dev/kmsg")?;
     if !Path::new("/var/lock").exists() {
         // It is a link into /run on most systems.
         let lock = fs::read_link("/var/lock").unwrap_or_else(|_| "lock".into());
@@ -173,12 +175,7 @@ fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
     cleaned
 }
 
-fn run_body(
-    args: &Args,
-    test: &Test,
-    ktap: &Ktap,
-    problems: &mut Vec<String>,
-) -> Result<Verdict> {
+fn run_body(args: &Args, test: &Test, ktap: &Ktap, problems: &mut Vec<String>) -> Result<Verdict> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("body").arg(test.name).arg("--driver").arg(args.driver.module());
     command.arg("--modules").arg(&args.modules);

@@ -284,7 +284,8 @@ fn filesystem(context: &Context, kind: &str, size: u64) -> Result<()> {
         for earlier in 0..round {
             for number in 0..FILES {
                 let (name, data) = file_of(earlier, number);
-                let there = fs::read(mounted.0.join(&name)).with_context(|| format!("round {round}: {name}"))?;
+                let there =
+                    fs::read(mounted.0.join(&name)).with_context(|| format!("round {round}: {name}"))?;
                 ensure!(there == data, "{name} has changed by round {round}");
             }
         }

@@ -34,7 +34,11 @@ pub const TESTS: &[Test] = &[
         fio_in_process(context, Transport::Unix, 4)
     }),
     Test::new("data.fio_qemu", "fio verifies a raw file behind qemu-nbd", fio_qemu),
-    Test::new("data.fio_qemu_multi", "fio verifies it over 4 connections that nbd-client made", fio_qemu_multi),
+    Test::new(
+        "data.fio_qemu_multi",
+        "fio verifies it over 4 connections that nbd-client made",
+        fio_qemu_multi,
+    ),
     Test::new("data.many_tasks", "32 tasks at once, each on its own blocks", many_tasks),
     Test::new("data.signals_unix", "a storm of signals during big writes loses nothing (UNIX)", |context| {
         signals(context, Transport::Unix)
@@ -170,7 +174,7 @@ fn many_tasks(_: &Context) -> Result<()> {
             tasks.push(std::thread::spawn(move || -> Result<()> {
                 let direct = open_direct("/dev/nbd0")?;
                 for round in 0..12 {
-                    let data = random(task << 8 | round, 32 << 10);
+                    let data = random((task << 8) | round, 32 << 10);
                     let slot = (round * TASKS + task) % (SIZE / (32 << 10));
                     round_trip(&direct, slot * (32 << 10), &data).with_context(|| format!("task {task}"))?;
                 }
@@ -263,8 +267,7 @@ fn big_request(_: &Context) -> Result<()> {
     write_direct(&direct, 0, &data)?;
     ensure!(server.export().read(0, LENGTH)? == data, "the server holds other data");
     ensure!(read_direct(&direct, 0, LENGTH)?[..] == data, "other data are read back");
-    let longest =
-        |command| server.seen_of(command).iter().map(|request| request.length).max().unwrap_or(0);
+    let longest = |command| server.seen_of(command).iter().map(|request| request.length).max().unwrap_or(0);
     let (write, read) = (longest(Command::Write), longest(Command::Read));
     println!("longest write {write}, longest read {read}");
     ensure!(write as usize == LENGTH && read as usize == LENGTH, "the request was split");

@@ -5,14 +5,16 @@ use anyhow::{Result, ensure};
 
 use super::{Checks, Context, Test};
 use crate::attach::{Setup, with_attached};
-use crate::device::{
-    Device, flag, io_errno, open_direct, read_direct, round_trip, wait_idle, write_direct,
-};
+use crate::device::{Device, flag, io_errno, open_direct, read_direct, round_trip, wait_idle, write_direct};
 use crate::server::{Action, Command, Export, Request, Server, wire};
 
 pub const TESTS: &[Test] = &[
-    Test::new("errors.each_errno", "every error of the protocol fails the request and nothing else", each_errno)
-        .quick(),
+    Test::new(
+        "errors.each_errno",
+        "every error of the protocol fails the request and nothing else",
+        each_errno,
+    )
+    .quick(),
     Test::new("errors.buffered", "a refused write-back shows at fsync, a refused read at read", buffered),
     Test::new("errors.some_of_many", "of many requests at once only the refused ones fail", some_of_many),
     Test::new("errors.beyond_server", "an export smaller than the device says so by errors", beyond_server),

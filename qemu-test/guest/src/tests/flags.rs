@@ -19,11 +19,20 @@ pub const TESTS: &[Test] = &[
     Test::new("flags.read_only", "a read-only export is read-only, and writable again afterwards", read_only),
     Test::new("flags.flush", "fsync sends a flush exactly when the server takes it", flush).quick(),
     Test::new("flags.fua", "a synchronous write carries FUA exactly when the server takes it", fua),
-    Test::new("flags.requests", "offset, length, flags and a fresh cookie of reads and writes", requests).quick(),
-    Test::new("flags.trim", "BLKDISCARD is a trim of the same range", trim).quick(),
-    Test::new("flags.write_zeroes", "zeroing is write-zeroes, with NO_HOLE unless a hole may be punched", zeroes)
+    Test::new("flags.requests", "offset, length, flags and a fresh cookie of reads and writes", requests)
         .quick(),
-    Test::new("flags.no_write_zeroes", "without the flag zeroing is writing, and discard is refused", no_zeroes),
+    Test::new("flags.trim", "BLKDISCARD is a trim of the same range", trim).quick(),
+    Test::new(
+        "flags.write_zeroes",
+        "zeroing is write-zeroes, with NO_HOLE unless a hole may be punched",
+        zeroes,
+    )
+    .quick(),
+    Test::new(
+        "flags.no_write_zeroes",
+        "without the flag zeroing is writing, and discard is refused",
+        no_zeroes,
+    ),
 ];
 
 const SIZE: u64 = 8 << 20;
@@ -76,7 +85,8 @@ fn limits(_: &Context) -> Result<()> {
 
 fn limits_reset(_: &Context) -> Result<()> {
     let server = server()?;
-    let all = flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::ROTATIONAL;
+    let all =
+        flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::ROTATIONAL;
     let setup = Setup::for_server(&server);
     with_attached(&server, setup.flags(all | flag::READ_ONLY).block_size(4096), |_| Ok(()))?;
     with_attached(&server, setup, |device| {
@@ -219,7 +229,8 @@ fn trim(_: &Context) -> Result<()> {
         ensure!(shapes == wanted, "the server saw {shapes:?}");
         let direct = open_direct("/dev/nbd0")?;
         let mut checks = Checks::default();
-        for (offset, want) in [((1 << 20) - 4096, 0x77), (1 << 20, 0), ((4 << 20) - 4096, 0), (4 << 20, 0x77)] {
+        for (offset, want) in [((1 << 20) - 4096, 0x77), (1 << 20, 0), ((4 << 20) - 4096, 0), (4 << 20, 0x77)]
+        {
             let data = read_direct(&direct, offset, 4096)?;
             checks.that(&format!("data at {offset}"), data.iter().all(|byte| *byte == want));
         }

@@ -22,8 +22,13 @@ pub const TESTS: &[Test] = &[
     Test::new("ioctl.size", "NBD_SET_SIZE and NBD_SET_SIZE_BLOCKS refuse what overflows", size).quick(),
     Test::new("ioctl.bad_fd", "NBD_SET_SOCK refuses closed and impossible descriptors", bad_fd).quick(),
     Test::new("ioctl.not_a_stream", "NBD_SET_SOCK refuses what is not a TCP or UNIX stream", not_a_stream),
-    Test::new("ioctl.transports", "TCP over v4 and v6 and UNIX streams are taken and serve", transports).quick(),
-    Test::new("ioctl.unknown", "unknown commands get ENOTTY, foreign ones what the block layer says", unknown),
+    Test::new("ioctl.transports", "TCP over v4 and v6 and UNIX streams are taken and serve", transports)
+        .quick(),
+    Test::new(
+        "ioctl.unknown",
+        "unknown commands get ENOTTY, foreign ones what the block layer says",
+        unknown,
+    ),
     Test::new("ioctl.compatibility", "NBD_CLEAR_QUE and NBD_PRINT_DEBUG do nothing", compatibility),
     Test::new("ioctl.do_it_unset", "NBD_DO_IT without a socket is EINVAL", do_it_unset),
     Test::new("ioctl.running", "a running device refuses a second NBD_DO_IT and NBD_SET_SOCK", running),

@@ -82,7 +82,19 @@ impl Test {
 }
 
 pub fn all() -> impl Iterator<Item = &'static Test> {
-    [ioctl::TESTS, flags::TESTS, size::TESTS, params::TESTS, module::TESTS, errors::TESTS, teardown::TESTS, data::TESTS, clients::TESTS].into_iter().flatten()
+    [
+        ioctl::TESTS,
+        flags::TESTS,
+        size::TESTS,
+        params::TESTS,
+        module::TESTS,
+        errors::TESTS,
+        teardown::TESTS,
+        data::TESTS,
+        clients::TESTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// The error of a test that cannot be run here.

@@ -16,7 +16,8 @@ pub const TESTS: &[Test] = &[
     Test::new("params.defaults", "16 devices, max_part 31, one connection", defaults).unloaded().quick(),
     Test::new("params.nbds_max", "as many devices as asked for, none included", nbds_max).unloaded(),
     Test::new("params.max_part", "max_part is rounded up to what its minors hold", max_part).unloaded(),
-    Test::new("params.connections", "pre_defined_connections sets the hardware queues", connections).unloaded(),
+    Test::new("params.connections", "pre_defined_connections sets the hardware queues", connections)
+        .unloaded(),
     Test::new("params.refused", "bad values are refused with EINVAL and leave nothing", refused).unloaded(),
 ];
 

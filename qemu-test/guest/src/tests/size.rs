@@ -18,9 +18,17 @@ use crate::server::{Command, Export, Server};
 use crate::uevent::Uevents;
 
 pub const TESTS: &[Test] = &[
-    Test::new("size.capacity", "sysfs and BLKGETSIZE64 show the size while attached, and 0 after", capacities)
-        .quick(),
-    Test::new("size.block_size", "the block size shows as logical and physical, and bounds direct I/O", block_size),
+    Test::new(
+        "size.capacity",
+        "sysfs and BLKGETSIZE64 show the size while attached, and 0 after",
+        capacities,
+    )
+    .quick(),
+    Test::new(
+        "size.block_size",
+        "the block size shows as logical and physical, and bounds direct I/O",
+        block_size,
+    ),
     Test::new("size.large_blocks", "block sizes above the page's, up to 64 KiB", large_blocks),
     Test::new("size.resize", "NBD_SET_SIZE of a running device changes its capacity", resize),
     Test::new("size.odd", "a size that is not whole sectors is rounded down", odd),
@@ -134,7 +142,8 @@ fn huge(_: &Context) -> Result<()> {
         if request.offset.checked_add(request.length.into()).is_none_or(|end| end > SIZE) {
             return crate::server::Action::Refuse(libc::EINVAL as u32);
         }
-        let mut reply = crate::server::wire::reply(crate::server::wire::REPLY_MAGIC, 0, request.cookie).to_vec();
+        let mut reply =
+            crate::server::wire::reply(crate::server::wire::REPLY_MAGIC, 0, request.cookie).to_vec();
         reply.extend(request.offset.to_be_bytes().iter().cycle().take(request.length as usize));
         crate::server::Action::Send(reply)
     });
@@ -218,7 +227,8 @@ fn partitions(context: &Context, label: &str) -> Result<()> {
             let writes = server.seen_of(Command::Write);
             let first = writes.first().map(|write| write.offset);
             checks.equal("offset of the first write", first, Some(start));
-            checks.that("a write behind the end is refused", round_trip(&partition, size, &[1; 512]).is_err());
+            checks
+                .that("a write behind the end is refused", round_trip(&partition, size, &[1; 512]).is_err());
         }
         checks.done()
     })?;

@@ -16,16 +16,26 @@ use crate::server::{Action, Command, Export, Server, Transport};
 const EBUSY_FOR_EVER: &str = "EBUSY for ever: the dead owner's config lives as long as any opener";
 
 pub const TESTS: &[Test] = &[
-    Test::new("teardown.server_closes", "the server closes: reads fail, NBD_DO_IT returns, capacity is 0", server_closes)
-        .quick(),
+    Test::new(
+        "teardown.server_closes",
+        "the server closes: reads fail, NBD_DO_IT returns, capacity is 0",
+        server_closes,
+    )
+    .quick(),
     Test::new("teardown.server_closes_idle", "the server closes an idle connection", server_closes_idle),
     Test::new("teardown.client_killed", "the client is killed in NBD_DO_IT", client_killed).quick(),
-    Test::new("teardown.client_killed_holder", "the same while another process holds the device", client_killed_holder)
-        .known_on_nbd(EBUSY_FOR_EVER),
+    Test::new(
+        "teardown.client_killed_holder",
+        "the same while another process holds the device",
+        client_killed_holder,
+    )
+    .known_on_nbd(EBUSY_FOR_EVER),
     Test::new("teardown.setter_dies", "the client dies between NBD_SET_SOCK and NBD_DO_IT", setter_dies),
-    Test::new("teardown.setter_dies_holder", "the incident: the same while another process holds the device", {
-        setter_dies_holder
-    })
+    Test::new(
+        "teardown.setter_dies_holder",
+        "the incident: the same while another process holds the device",
+        setter_dies_holder,
+    )
     .quick()
     .known_on_nbd(EBUSY_FOR_EVER),
     Test::new("teardown.dead_setters", "200 clients that die in setup, then one that does not", dead_setters)
@@ -36,9 +46,21 @@ pub const TESTS: &[Test] = &[
     Test::new("teardown.setup_cleared", "NBD_CLEAR_SOCK in setup releases the sockets", setup_cleared)
         .known_on_nbd("the dead sockets stay in the config, and NBD_DO_IT starts on them"),
     Test::new("teardown.timeout", "a silent server: the read fails after NBD_SET_TIMEOUT", timeout),
-    Test::new("teardown.disconnect_with_io", "NBD_DISCONNECT with a reader waiting fails that reader", disconnect_with_io),
-    Test::new("teardown.one_connection", "one of two connections closes: the other one goes on", one_connection),
-    Test::new("teardown.retried", "a read on a connection that closes is answered over the other one", retried),
+    Test::new(
+        "teardown.disconnect_with_io",
+        "NBD_DISCONNECT with a reader waiting fails that reader",
+        disconnect_with_io,
+    ),
+    Test::new(
+        "teardown.one_connection",
+        "one of two connections closes: the other one goes on",
+        one_connection,
+    ),
+    Test::new(
+        "teardown.retried",
+        "a read on a connection that closes is answered over the other one",
+        retried,
+    ),
 ];
 
 fn server() -> Result<Server> {
