@@ -1,4 +1,55 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `rnbd-qemu`: boots a kernel in QEMU and runs rnbd's tests, demo or a shell in it.
 
-fn main() {}
+mod boot;
+mod commands;
+mod complaint;
+mod initramfs;
+mod ktap;
+mod machine;
+mod report;
+mod runs;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Boots a kernel in QEMU and runs rnbd's tests, demo or a shell in it",
+    after_help = "Exit status: 0 all good, 1 something failed, 2 the harness itself could not go on, 130 Ctrl-C."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run tests in the guest
+    ///
+    /// Prints a line a test and, last, `N passed, N failed`. Any complaint of the kernel (WARNING, BUG, KASAN,
+    /// lockdep, a hung task, ...) fails the test during which it came.
+    Test(commands::TestArgs),
+    /// Show the driver at work with real programs, a line a step
+    Demo(commands::DemoArgs),
+    /// A shell in the guest, with the driver loaded
+    Shell(commands::ShellArgs),
+    /// Check this harness: provoke each kind of failure in a guest and see that it is told
+    Selftest(commands::SelftestArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Test(args) => commands::test(&args),
+        Command::Demo(args) => commands::demo(&args),
+        Command::Shell(args) => commands::shell(&args),
+        Command::Selftest(args) => commands::selftest(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
+}

@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The subcommands.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+
+use crate::boot::{Boot, End, Interrupts, Message, Outcome};
+use crate::initramfs::{self, Sources};
+use crate::machine::{self, Accel, Machine, Ports, Size};
+use crate::report::Report;
+use crate::runs;
+use crate::terminal::{Terminal, seconds};
+
+mod selftest;
+
+pub use selftest::{SelftestArgs, selftest};
+
+/// Where everything is. toolchain/qemu gives these.
+#[derive(clap::Args)]
+pub struct Places {
+    /// Image of the kernel to boot
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// The kernel's modules (.../lib/modules/RELEASE)
+    #[arg(long, value_name = "DIR")]
+    modules: PathBuf,
+    /// rnbd.ko
+    #[arg(long, value_name = "FILE", default_value = "/build/module/rnbd.ko")]
+    module: PathBuf,
+    /// The kernel's own nbd.ko, uncompressed
+    #[arg(long, value_name = "FILE")]
+    c_module: PathBuf,
+    /// Root that the guest's programs are taken from
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    sysroot: PathBuf,
+    /// Where initramfs and logs are kept
+    #[arg(long, value_name = "DIR", default_value = "/build")]
+    work: PathBuf,
+    /// The name of --work outside of this root, for messages
+    #[arg(long, value_name = "DIR")]
+    work_outside: Option<PathBuf>,
+    /// The test program; by default the one beside this program
+    #[arg(long, value_name = "FILE")]
+    test_program: Option<PathBuf>,
+    #[command(flatten)]
+    size: Size,
+    /// Seconds after which the machine is killed
+    #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
+    time_limit: u64,
+}
+
+/// A driver, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Drivers {
+    /// The Rust driver.
+    Rnbd,
+    /// The kernel's own C driver, to see what it does.
+    Nbd,
+    /// One after the other, each in a boot of its own.
+    Both,
+}
+
+/// Options of `test`.
+#[derive(clap::Args)]
+pub struct TestArgs {
+    #[command(flatten)]
+    places: Places,
+    /// The driver under test
+    #[arg(long, default_value = "rnbd")]
+    driver: Drivers,
+    /// Only the quick subset
+    #[arg(long)]
+    quick: bool,
+    /// Names or globs of tests; all when none is given
+    names: Vec<String>,
+}
+
+/// Options of `demo`.
+#[derive(clap::Args)]
+pub struct DemoArgs {
+    #[command(flatten)]
+    places: Places,
+    /// The driver to show: rnbd, or nbd alone
+    #[arg(long, default_value = "rnbd")]
+    driver: Drivers,
+}
+
+/// Options of `shell`.
+#[derive(clap::Args)]
+pub struct ShellArgs {
+    #[command(flatten)]
+    places: Places,
+    /// The driver to load
+    #[arg(long, default_value = "rnbd")]
+    driver: Drivers,
+}
+
+impl Drivers {
+    fn each(self) -> &'static [&'static str] {
+        match self {
+            Drivers::Rnbd => &["rnbd"],
+            Drivers::Nbd => &["nbd"],
+            Drivers::Both => &["rnbd", "nbd"],
+        }
+    }
+}
+
+/// What a boot needs, found and checked.
+struct Prepared<'a> {
+    places: &'a Places,
+    kernel: PathBuf,
+    folder: PathBuf,
+    initramfs: PathBuf,
+    accel: Accel,
+    note: String,
+    time_limit: u64,
+}
+
+impl Places {
+    /// Makes the folder for logs and the initramfs with `job`, a shell script.
+    fn prepare(&self, name: &str, job: &str, needs_module: bool, terminal: &Terminal) -> Result<Prepared<'_>> {
+        let exists = |option: &str, path: &Path| {
+            path.canonicalize().with_context(|| format!("{option}: {} is not there", path.display()))
+        };
+        let kernel = exists("--kernel", &self.kernel)?;
+        let modules = exists("--modules", &self.modules)?;
+        let release = modules.file_name().context("--modules: the directory's name is the release")?;
+        let module = if needs_module {
+            Some(exists("--module", &self.module).context("rnbd.ko has to be built first: make")?)
+        } else {
+            self.module.canonicalize().ok()
+        };
+        let test_program = match &self.test_program {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()?.with_file_name("rnbd-test"),
+        };
+        let sources = Sources {
+            sysroot: &exists("--sysroot", &self.sysroot)?,
+            modules: &modules,
+            release: &release.to_string_lossy(),
+            module: module.as_deref(),
+            c_module: &exists("--c-module", &self.c_module)?,
+            test_program: &exists("--test-program", &test_program)?,
+        };
+        let folder = runs::next(&self.work.join("runs"), name)?;
+        terminal.busy("initramfs");
+        let initramfs = folder.join("initramfs");
+        initramfs::build(&sources, job, &self.work.join("initramfs"), &initramfs)?;
+        let (accel, note) = machine::choose(self.size.accel);
+        let note = note.unwrap_or_else(|| format!("{accel:?}").to_uppercase());
+        Ok(Prepared { places: self, kernel, folder, initramfs, accel, note, time_limit: self.time_limit })
+    }
+
+    /// A path as it is called outside.
+    fn outside(&self, path: &Path) -> String {
+        let outside = match (&self.work_outside, path.strip_prefix(&self.work)) {
+            (Some(outside), Ok(rest)) => outside.join(rest),
+            _ => path.to_owned(),
+        };
+        outside.display().to_string()
+    }
+}
+
+impl Prepared<'_> {
+    fn boot(
+        &self,
+        terminal: &Terminal,
+        interrupts: &Interrupts,
+        watch: &mut dyn FnMut(Message),
+    ) -> Result<Outcome> {
+        let size = &self.places.size;
+        terminal.busy("boot");
+        let boot = Boot {
+            size,
+            accel: self.accel,
+            kernel: &self.kernel,
+            initramfs: &self.initramfs,
+            folder: &self.folder,
+            limit: Duration::from_secs(self.time_limit),
+        };
+        let result = boot.run(interrupts, &mut |message| {
+            match &message {
+                Message::Started(after, release) => {
+                    let machine = format!("{} CPUs, {} MiB, {}", size.cpus, size.memory, self.note);
+                    let text = format!("the stock kernel {release} boots ({machine})");
+                    terminal.good(&format!("{text:<78} {:>7}", seconds(*after)));
+                    terminal.busy("");
+                }
+                Message::Running(Some(test)) => terminal.busy(test),
+                Message::Complaint(complaint) => {
+                    let test = complaint.test.as_ref().map(|test| format!(", during {test}")).unwrap_or_default();
+                    terminal.note("kernel", &format!("{}{test}", complaint.text));
+                }
+                _ => {}
+            }
+            watch(message);
+        });
+        terminal.idle();
+        // It is big, and made of what is still there.
+        let _ = std::fs::remove_file(&self.initramfs);
+        result
+    }
+
+    fn console(&self) -> String {
+        self.places.outside(&self.folder.join("console.log"))
+    }
+}
+
+/// A word for the shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// `test`.
+pub fn test(args: &TestArgs) -> Result<ExitCode> {
+    let interrupts = Interrupts::install()?;
+    let terminal = Terminal::new();
+    let (mut passed, mut failed) = (0, 0);
+    let mut interrupted = false;
+    for driver in args.driver.each() {
+        let mut job = format!("rnbd-test run --driver {driver} --modules /modules");
+        if args.quick {
+            job += " --quick";
+        }
+        // What follows `--` is a name, however it looks.
+        job += " --";
+        for name in &args.names {
+            write!(job, " {}", quoted(name))?;
+        }
+        let name = format!("test-{driver}");
+        let prepared = args.places.prepare(&name, &format!("job() {{ {job}; }}\n"), *driver == "rnbd", &terminal)?;
+        let mut report = Report::new(driver, *driver == "nbd");
+        let outcome = prepared.boot(&terminal, &interrupts, &mut |message| match message {
+            Message::Started(after, release) => report.started(after, release),
+            Message::Line(line) => report.line(line, &terminal),
+            _ => {}
+        })?;
+        interrupted = outcome.end == End::Interrupted;
+        report.finish(outcome, &terminal);
+        report.summarise(&terminal);
+        let json = prepared.folder.join("results.json");
+        report.write(&json)?;
+        terminal.line(&format!("  console log: {}", prepared.console()));
+        terminal.line(&format!("  results:     {}", args.places.outside(&json)));
+        let tally = report.tally();
+        passed += tally.0;
+        failed += tally.1;
+        if interrupted {
+            break;
+        }
+    }
+    terminal.line(&format!("{passed} passed, {failed} failed"));
+    Ok(match (interrupted, failed) {
+        (true, _) => ExitCode::from(130),
+        (_, 0) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// `demo`.
+pub fn demo(args: &DemoArgs) -> Result<ExitCode> {
+    let interrupts = Interrupts::install()?;
+    let terminal = Terminal::new();
+    let driver = args.driver.each()[0];
+    let job = format!("job() {{ rnbd-test demo --driver {driver} --modules /modules; }}\n");
+    let prepared = args.places.prepare("demo", &job, driver == "rnbd", &terminal)?;
+    let outcome = prepared.boot(&terminal, &interrupts, &mut |message| match message {
+        Message::Line(line) => terminal.line(line),
+        Message::Running(Some(step)) => terminal.busy(step),
+        _ => {}
+    })?;
+    let good = outcome.end == End::Job(0) && outcome.complaints.is_empty();
+    if !good {
+        terminal.bad(&match &outcome.end {
+            End::Job(0) => "the kernel complained".to_owned(),
+            End::Job(status) => format!("the demo ended with status {status}"),
+            End::Early => "the guest ended before the demo did".to_owned(),
+            End::Panic(panic) => panic.clone(),
+            End::TimeLimit(limit) => format!("not done after {} s: the machine was killed", limit.as_secs()),
+            End::Interrupted => "interrupted".to_owned(),
+        });
+        terminal.line("  the console's last lines:");
+        outcome.tail.iter().for_each(|line| terminal.detail(line));
+    }
+    terminal.line(&format!("  console log: {}", prepared.console()));
+    Ok(match (good, outcome.end) {
+        (true, _) => ExitCode::SUCCESS,
+        (_, End::Interrupted) => ExitCode::from(130),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// `shell`.
+pub fn shell(args: &ShellArgs) -> Result<ExitCode> {
+    let driver = args.driver.each();
+    ensure!(driver.len() == 1, "--driver both: only one of them can be loaded; say rnbd or nbd");
+    let driver = driver[0];
+    let terminal = Terminal::new();
+    let job = format!(
+        "driver={driver}\n{}",
+        "interactive() {\n\
+         \tinsmod /modules/$driver.ko || echo \"$driver.ko could not be loaded: see dmesg\"\n\
+         \techo\n\
+         \techo \"$driver.ko is loaded: /dev/nbd0 ... Try: qemu-img create -f qcow2 /tmp/a 64M; qemu-nbd -c /dev/nbd0 /tmp/a\"\n\
+         \techo \"rnbd-test list shows the tests. exit (or Ctrl-A X) ends the machine.\"\n\
+         \tcd /root; setsid -c sh -l\n\
+         }\n"
+    );
+    let prepared = args.places.prepare("shell", &job, driver == "rnbd", &terminal)?;
+    terminal.idle();
+    terminal.line(&format!("  booting ({}); console log: {}", prepared.note, prepared.console()));
+    let log = prepared.folder.join("console.log");
+    let mut size_quiet = args.places.size.append.clone();
+    size_quiet.push_str(" loglevel=4");
+    let size = Size { append: size_quiet, ..args.places.size };
+    let messages = prepared.folder.join("qemu.log");
+    let mut machine =
+        Machine::start(&size, prepared.accel, &prepared.kernel, &prepared.initramfs, &Ports::Terminal { log: &log }, &messages)?;
+    let status = machine.wait()?;
+    let _ = std::fs::remove_file(&prepared.initramfs);
+    ensure!(status.success(), "QEMU: {status}; its messages: {}", args.places.outside(&messages));
+    Ok(ExitCode::SUCCESS)
+}
