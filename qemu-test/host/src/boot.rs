@@ -78,6 +78,9 @@ enum Input {
 
 const TAIL: usize = 30;
 
+/// Far above what any kernel takes to its first process: beyond it, the machine is stuck.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
 /// Result lines of the guest's init, not of the job.
 const INIT: &str = "@init ";
 const EXIT: &str = "@exit ";
@@ -96,7 +99,7 @@ impl Boot<'_> {
         interrupts.send_to(sender);
         let ports = Ports::Sockets { console: &console, results: &results };
         let messages = self.folder.join("qemu.log");
-        let mut machine = Machine::start(self.size, self.accel, self.kernel, self.initramfs, &ports, &messages)?;
+        let mut machine = Machine::start(self.size, self.accel, self.kernel, Some(self.initramfs), &ports, &messages)?;
         let mut log = File::create(self.console_log())?;
         let mut raw_results = File::create(self.folder.join("results.log"))?;
         let followed = self.follow(&receiver, &mut machine, &mut log, &mut raw_results, watch);
@@ -105,7 +108,7 @@ impl Boot<'_> {
             let _ = std::fs::remove_file(socket);
         }
         let mut outcome = followed?;
-        if outcome.end == End::Early && outcome.tail.is_empty() {
+        if outcome.tail.is_empty() {
             let said = std::fs::read_to_string(&messages).unwrap_or_default();
             outcome.tail = said.lines().map(|line| format!("qemu: {line}")).collect();
         }
@@ -127,13 +130,14 @@ impl Boot<'_> {
         let mut panic = None;
         let mut open_ports = 2;
         let mut cut = None;
+        let mut limit = self.limit.min(BOOT_LIMIT);
         while open_ports > 0 {
-            let left = self.limit.saturating_sub(start.elapsed());
+            let left = limit.saturating_sub(start.elapsed());
             let input = match receiver.recv_timeout(left.min(Duration::from_millis(500))) {
                 Ok(input) => input,
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) if left.is_zero() => {
-                    cut = Some(End::TimeLimit(self.limit));
+                    cut = Some(End::TimeLimit(limit));
                     break;
                 }
                 // QEMU that cannot start never opens the ports.
@@ -165,6 +169,7 @@ impl Boot<'_> {
                 }
                 Input::Result(line) => {
                     if let Some(release) = line.strip_prefix(INIT) {
+                        limit = self.limit;
                         watch(Message::Started(start.elapsed(), release));
                     } else if let Some(code) = line.strip_prefix(EXIT) {
                         status = code.trim().parse().ok();

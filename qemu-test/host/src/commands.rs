@@ -11,7 +11,8 @@ use clap::ValueEnum;
 
 use crate::boot::{Boot, End, Interrupts, Message, Outcome};
 use crate::initramfs::{self, Sources};
-use crate::machine::{self, Accel, Machine, Ports, Size};
+use crate::kvm;
+use crate::machine::{Accel, Machine, Ports, Size};
 use crate::report::Report;
 use crate::runs;
 use crate::terminal::{Terminal, seconds};
@@ -150,8 +151,9 @@ impl Places {
         let folder = runs::next(&self.work.join("runs"), name)?;
         terminal.busy("initramfs");
         let initramfs = folder.join("initramfs");
-        initramfs::build(&sources, job, &self.work.join("initramfs"), &initramfs)?;
-        let (accel, note) = machine::choose(self.size.accel);
+        let store = self.work.join("initramfs");
+        initramfs::build(&sources, job, &store, &initramfs)?;
+        let (accel, note) = kvm::choose(&self.size, &kernel, &store);
         let note = note.unwrap_or_else(|| format!("{accel:?}").to_uppercase());
         Ok(Prepared { places: self, kernel, folder, initramfs, accel, note, time_limit: self.time_limit })
     }
@@ -320,7 +322,7 @@ pub fn shell(args: &ShellArgs) -> Result<ExitCode> {
     let size = Size { append: size_quiet, ..args.places.size };
     let messages = prepared.folder.join("qemu.log");
     let mut machine =
-        Machine::start(&size, prepared.accel, &prepared.kernel, &prepared.initramfs, &Ports::Terminal { log: &log }, &messages)?;
+        Machine::start(&size, prepared.accel, &prepared.kernel, Some(&prepared.initramfs), &Ports::Terminal { log: &log }, &messages)?;
     let status = machine.wait()?;
     let _ = std::fs::remove_file(&prepared.initramfs);
     ensure!(status.success(), "QEMU: {status}; its messages: {}", args.places.outside(&messages));

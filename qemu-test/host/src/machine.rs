@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The virtual machine: which accelerator works here, QEMU's command line, its process.
+//! The virtual machine: QEMU's command line, its process.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -38,45 +37,6 @@ pub struct Size {
     pub append: String,
 }
 
-/// The accelerator to use, and a note for people when it is not the fast one.
-pub fn choose(wanted: Accel) -> (Accel, Option<String>) {
-    match (wanted, try_kvm()) {
-        (Accel::Auto | Accel::Kvm, Ok(())) => (Accel::Kvm, None),
-        (Accel::Auto, Err(why)) => (Accel::Tcg, Some(format!("emulated: {why}"))),
-        // QEMU itself will say what is wrong.
-        (Accel::Kvm, Err(_)) => (Accel::Kvm, None),
-        (Accel::Tcg, _) => (Accel::Tcg, None),
-    }
-}
-
-mod kvm {
-    nix::ioctl_write_int_bad!(create_vm, 0xae01);
-    nix::ioctl_write_int_bad!(create_vcpu, 0xae41);
-}
-
-/// That the device exists says little: makes a virtual machine with one processor, and lets go of it.
-fn try_kvm() -> Result<(), String> {
-    let device = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(device) => device,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err("there is no /dev/kvm".into()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err("no permission for /dev/kvm; is this user in group kvm?".into());
-        }
-        Err(error) => return Err(format!("/dev/kvm: {error}")),
-    };
-    // SAFETY: both ioctls take a number and give a new file descriptor, which the File then owns.
-    let machine: File = unsafe {
-        let fd = kvm::create_vm(device.as_raw_fd(), 0).map_err(|errno| format!("KVM fails: {errno}"))?;
-        std::os::fd::FromRawFd::from_raw_fd(fd)
-    };
-    // SAFETY: as above.
-    let _cpu: File = unsafe {
-        let fd = kvm::create_vcpu(machine.as_raw_fd(), 0).map_err(|errno| format!("KVM fails: {errno}"))?;
-        std::os::fd::FromRawFd::from_raw_fd(fd)
-    };
-    Ok(())
-}
-
 /// Where the guest's two serial ports lead.
 pub enum Ports<'a> {
     /// Console and results, each to a unix socket that we listen on.
@@ -85,6 +45,11 @@ pub enum Ports<'a> {
         console: &'a Path,
         /// For ttyS1.
         results: &'a Path,
+    },
+    /// The console to a file, and no results.
+    File {
+        /// The log.
+        log: &'a Path,
     },
     /// The console to our own terminal and to a log, for a person.
     Terminal {
@@ -110,7 +75,7 @@ impl Machine {
         size: &Size,
         accel: Accel,
         kernel: &Path,
-        initramfs: &Path,
+        initramfs: Option<&Path>,
         ports: &Ports,
         messages: &Path,
     ) -> Result<Machine> {
@@ -119,7 +84,10 @@ impl Machine {
         command.args(["-machine", "q35,smm=off,vmport=off,usb=off"]);
         command.args(["-accel", if accel == Accel::Kvm { "kvm" } else { "tcg,thread=multi" }, "-cpu", "max"]);
         command.args(["-smp", &size.cpus.to_string(), "-m", &format!("{}M", size.memory)]);
-        command.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+        command.arg("-kernel").arg(kernel);
+        if let Some(initramfs) = initramfs {
+            command.arg("-initrd").arg(initramfs);
+        }
         command.args(["-append", &kernel_arguments(size)]);
         let port = |command: &mut Command, device: &str| {
             command.args(["-chardev", device, "-serial"]);
@@ -131,6 +99,10 @@ impl Machine {
                     command.arg(format!("chardev:{name}"));
                 }
                 command.stdin(Stdio::null()).stdout(Stdio::null());
+            }
+            Ports::File { log } => {
+                port(&mut command, &format!("file,id=console,path={}", log.display()));
+                command.arg("chardev:console").stdin(Stdio::null()).stdout(Stdio::null());
             }
             Ports::Terminal { log } => {
                 port(&mut command, &format!("stdio,id=console,mux=on,signal=off,logfile={}", log.display()));

@@ -6,6 +6,7 @@ mod commands;
 mod complaint;
 mod initramfs;
 mod ktap;
+mod kvm;
 mod machine;
 mod report;
 mod runs;
