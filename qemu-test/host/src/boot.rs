@@ -99,7 +99,8 @@ impl Boot<'_> {
         interrupts.send_to(sender);
         let ports = Ports::Sockets { console: &console, results: &results };
         let messages = self.folder.join("qemu.log");
-        let mut machine = Machine::start(self.size, self.accel, self.kernel, Some(self.initramfs), &ports, &messages)?;
+        let mut machine =
+            Machine::start(self.size, self.accel, self.kernel, Some(self.initramfs), &ports, &messages)?;
         let mut log = File::create(self.console_log())?;
         let mut raw_results = File::create(self.folder.join("results.log"))?;
         let followed = self.follow(&receiver, &mut machine, &mut log, &mut raw_results, watch);
@@ -157,7 +158,11 @@ impl Boot<'_> {
                     }
                     let before = detector.running().map(str::to_owned);
                     if detector.line(&line) {
-                        detector.found().last().into_iter().for_each(|complaint| watch(Message::Complaint(complaint)));
+                        detector
+                            .found()
+                            .last()
+                            .into_iter()
+                            .for_each(|complaint| watch(Message::Complaint(complaint)));
                     }
                     if detector.running() != before.as_deref() {
                         watch(Message::Running(detector.running()));

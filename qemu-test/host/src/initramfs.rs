@@ -17,8 +17,18 @@ use archive::{Node, Tree};
 
 /// Kernel modules that a test may want; the drivers under test are not among them.
 const MODULES: [&str; 12] = [
-    "brd", "btrfs", "dm-crypt", "dm-delay", "dm-flakey", "dm-mod", "dm-snapshot", "dm-zero", "ext4", "loop",
-    "null_blk", "xfs",
+    "brd",
+    "btrfs",
+    "dm-crypt",
+    "dm-delay",
+    "dm-flakey",
+    "dm-mod",
+    "dm-snapshot",
+    "dm-zero",
+    "ext4",
+    "loop",
+    "null_blk",
+    "xfs",
 ];
 
 /// Where everything comes from.
@@ -80,16 +90,31 @@ fn base(sources: &Sources, store: &Path) -> Result<PathBuf> {
 
 /// Folders, and the little configuration that programs expect.
 fn skeleton(tree: &mut Tree) {
-    for (link, target) in [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")] {
+    for (link, target) in
+        [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")]
+    {
         tree.add(link, Node::Link(target.to_owned()));
     }
     for folder in [
-        "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/lib64", "usr/sbin", "var/lib",
-        "var/log", "modules",
+        "dev",
+        "etc",
+        "mnt",
+        "proc",
+        "root",
+        "run",
+        "sys",
+        "tmp",
+        "usr/bin",
+        "usr/lib64",
+        "usr/sbin",
+        "var/lib",
+        "var/log",
+        "modules",
     ] {
         tree.add(folder, Node::Dir);
     }
     tree.add("var/run", Node::Link("/run".to_owned()));
+    tree.add("var/lock", Node::Link("/run/lock".to_owned()));
     tree.add("dev/console", Node::Char(5, 1));
     tree.add("dev/null", Node::Char(1, 3));
     let text = |text: &str| Node::Text(text.to_owned(), 0o644);
@@ -99,6 +124,8 @@ fn skeleton(tree: &mut Tree) {
     );
     tree.add("etc/group", text("root:x:0:\ndisk:x:6:\nnbd:x:100:\nnogroup:x:65534:\n"));
     tree.add("etc/hosts", text("127.0.0.1 localhost\n::1 localhost\n"));
+    // No name service but these files: without this, libc asks a DNS server that is not there.
+    tree.add("etc/nsswitch.conf", text("passwd: files\ngroup: files\nhosts: files\nservices: files\n"));
     tree.add("etc/mtab", Node::Link("/proc/self/mounts".to_owned()));
 }
 

@@ -89,7 +89,8 @@ impl Report {
             End::Early => self.problems.push(format!("the guest ended before its job did{during}")),
             End::Panic(panic) => self.problems.push(format!("{panic}{during}")),
             End::TimeLimit(limit) => {
-                self.problems.push(format!("not done after {} s: the machine was killed{during}", limit.as_secs()));
+                self.problems
+                    .push(format!("not done after {} s: the machine was killed{during}", limit.as_secs()));
             }
             End::Interrupted => self.problems.push(format!("interrupted{during}")),
         }
@@ -114,7 +115,8 @@ impl Report {
     }
 
     fn is_failed(&self, test: &TestResult) -> bool {
-        let complained = || self.complaints.iter().any(|complaint| complaint.test.as_ref() == Some(&test.name));
+        let complained =
+            || self.complaints.iter().any(|complaint| complaint.test.as_ref() == Some(&test.name));
         test.status == Status::Failed || (!self.complaints_allowed && complained())
     }
 
@@ -125,7 +127,9 @@ impl Report {
         let outside = complaints.filter(|complaint| !complaint.test.as_ref().is_some_and(known));
         let outside = outside.map(|complaint| match &complaint.test {
             // It is among the problems already, as the test that never reported.
-            Some(test) => format!("during {test}, which did not end, the kernel complained: {}", complaint.text),
+            Some(test) => {
+                format!("during {test}, which did not end, the kernel complained: {}", complaint.text)
+            }
             None => format!("outside of any test, the kernel complained: {}", complaint.text),
         });
         self.problems.iter().cloned().chain(outside).collect()
@@ -154,7 +158,11 @@ impl Report {
             terminal.line(&format!("  {known} failed as known of {}", self.driver));
         }
         if self.complaints_allowed && !self.complaints.is_empty() {
-            terminal.line(&format!("  the kernel complained {} times of {}:", self.complaints.len(), self.driver));
+            terminal.line(&format!(
+                "  the kernel complained {} times of {}:",
+                self.complaints.len(),
+                self.driver
+            ));
             for complaint in &self.complaints {
                 terminal.detail(&describe(complaint));
             }

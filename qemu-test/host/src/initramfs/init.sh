@@ -14,6 +14,7 @@ mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs -o mode=1777,size=75% tmpfs /tmp
 mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -m 1777 /run/lock
 mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null # absent from some kernels
 ln -s /proc/self/fd /dev/fd
 ip link set lo up

@@ -32,7 +32,10 @@ impl Dependencies {
             if files.insert(file.clone()) {
                 for need in needs {
                     let name = module_name(need);
-                    ensure!(self.0.contains_key(&name), "modules.dep: {file} needs {need}, which is not there");
+                    ensure!(
+                        self.0.contains_key(&name),
+                        "modules.dep: {file} needs {need}, which is not there"
+                    );
                     pending.push(name);
                 }
             }

@@ -12,14 +12,48 @@ use super::archive::{Node, Tree};
 
 /// What the tests and the demo cannot do without.
 const NEEDED: [&str; 18] = [
-    "blkid", "blockdev", "e2fsck", "fio", "kmod", "lsmod", "mke2fs", "mkfs.ext4", "mkfs.xfs", "modprobe",
-    "nbd-client", "nbd-server", "qemu-img", "qemu-io", "qemu-nbd", "rmmod", "sfdisk", "xfs_repair",
+    "blkid",
+    "blockdev",
+    "e2fsck",
+    "fio",
+    "kmod",
+    "lsmod",
+    "mke2fs",
+    "mkfs.ext4",
+    "mkfs.xfs",
+    "modprobe",
+    "nbd-client",
+    "nbd-server",
+    "qemu-img",
+    "qemu-io",
+    "qemu-nbd",
+    "rmmod",
+    "sfdisk",
+    "xfs_repair",
 ];
 
 /// What is taken when the root has it; busybox stands in for some.
 const WELCOME: [&str; 20] = [
-    "depmod", "dmsetup", "fsck.ext4", "fsfreeze", "insmod", "ip", "losetup", "lsblk", "modinfo", "mount",
-    "nbdkit", "partx", "ps", "qemu-storage-daemon", "strace", "tune2fs", "udevadm", "umount", "wipefs", "xfs_io",
+    "depmod",
+    "dmsetup",
+    "fsck.ext4",
+    "fsfreeze",
+    "insmod",
+    "ip",
+    "losetup",
+    "lsblk",
+    "modinfo",
+    "mount",
+    "nbdkit",
+    "partx",
+    "ps",
+    "qemu-storage-daemon",
+    "strace",
+    "tune2fs",
+    "udevadm",
+    "umount",
+    "wipefs",
+    "xfs_io",
 ];
 
 /// Opened by name at run time, so that no program says that it needs them.
@@ -92,7 +126,12 @@ fn add_file(tree: &mut Tree, sysroot: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn add_libraries(tree: &mut Tree, sysroot: &Path, program: &Path, seen: &mut BTreeSet<PathBuf>) -> Result<()> {
+fn add_libraries(
+    tree: &mut Tree,
+    sysroot: &Path,
+    program: &Path,
+    seen: &mut BTreeSet<PathBuf>,
+) -> Result<()> {
     let real = program.canonicalize()?;
     if !seen.insert(real.clone()) {
         return Ok(());
