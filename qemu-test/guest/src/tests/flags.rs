@@ -17,11 +17,11 @@ pub const TESTS: &[Test] = &[
     Test::new("flags.limits", "queue limits in sysfs follow the flags", limits).quick(),
     Test::new("flags.limits_reset", "the next attachment has none of the last one's limits", limits_reset),
     Test::new("flags.read_only", "a read-only export is read-only, and writable again afterwards", read_only),
-    Test::new("flags.flush", "fsync sends a flush exactly when the server takes it", flush).quick(),
+    Test::new("flags.flush", "fsync sends a flush exactly when the server takes it", flush),
     Test::new("flags.fua", "a synchronous write carries FUA exactly when the server takes it", fua),
     Test::new("flags.requests", "offset, length, flags and a fresh cookie of reads and writes", requests)
         .quick(),
-    Test::new("flags.trim", "BLKDISCARD is a trim of the same range", trim).quick(),
+    Test::new("flags.trim", "BLKDISCARD is a trim of the same range", trim),
     Test::new(
         "flags.write_zeroes",
         "zeroing is write-zeroes, with NO_HOLE unless a hole may be punched",

@@ -12,15 +12,15 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket, socketpair};
 use nix::sys::wait::WaitStatus;
 
 use super::{Checks, Context, Test, skip};
-use crate::attach::{Setup, with_attached};
-use crate::device::{Device, raw_ioctl, req, round_trip};
+use crate::attach::{Attachment, Setup, with_attached};
+use crate::device::{Device, flag, raw_ioctl, req, round_trip};
 use crate::process::fork_child;
 use crate::server::{Export, Server, Transport};
 
 pub const TESTS: &[Test] = &[
     Test::new("ioctl.blksize", "NBD_SET_BLKSIZE takes powers of two from 512 up to 64 KiB", blksize).quick(),
     Test::new("ioctl.size", "NBD_SET_SIZE and NBD_SET_SIZE_BLOCKS refuse what overflows", size).quick(),
-    Test::new("ioctl.bad_fd", "NBD_SET_SOCK refuses closed and impossible descriptors", bad_fd).quick(),
+    Test::new("ioctl.bad_fd", "NBD_SET_SOCK refuses closed and impossible descriptors", bad_fd),
     Test::new("ioctl.not_a_stream", "NBD_SET_SOCK refuses what is not a TCP or UNIX stream", not_a_stream),
     Test::new("ioctl.transports", "TCP over v4 and v6 and UNIX streams are taken and serve", transports)
         .quick(),
@@ -33,6 +33,12 @@ pub const TESTS: &[Test] = &[
     Test::new("ioctl.do_it_unset", "NBD_DO_IT without a socket is EINVAL", do_it_unset),
     Test::new("ioctl.running", "a running device refuses a second NBD_DO_IT and NBD_SET_SOCK", running),
     Test::new("ioctl.idle", "NBD_DISCONNECT and NBD_CLEAR_SOCK of an idle device succeed", idle),
+    Test::new(
+        "ioctl.clear_in_setup",
+        "NBD_CLEAR_SOCK between sizes and socket, as nbd-client has it, keeps them",
+        clear_in_setup,
+    )
+    .quick(),
     Test::new("ioctl.multi_conn_flag", "two sockets need NBD_FLAG_CAN_MULTI_CONN", multi_conn_flag),
     Test::new("ioctl.unprivileged", "every ioctl needs CAP_SYS_ADMIN", unprivileged),
     Test::new("ioctl.compat", "32-bit callers get the same answers", compat),
@@ -218,11 +224,31 @@ fn idle(_: &Context) -> Result<()> {
     serves(Transport::Unix)
 }
 
+fn clear_in_setup(_: &Context) -> Result<()> {
+    let server = Server::new(Export::memory(1 << 20)?);
+    let device = Device::open(0)?;
+    device.ioctl(req::SET_BLKSIZE, 1024)?;
+    device.ioctl(req::SET_SIZE_BLOCKS, 1024)?;
+    device.ioctl(req::SET_FLAGS, flag::HAS_FLAGS | flag::SEND_FLUSH)?;
+    device.ioctl(req::CLEAR_SOCK, 0)?;
+    let socket = server.connect(Transport::Unix)?;
+    device.ioctl(req::SET_SOCK, socket.as_raw_fd() as u64)?;
+    drop(socket);
+    let attachment = Attachment::start(&device)?;
+    let running = attachment.wait_running(1 << 20);
+    let mut checks = Checks::default();
+    checks.that(&format!("size kept: {running:?}"), running.is_ok());
+    checks.equal("block size", device.block_size()?, 1024);
+    checks.equal("write cache", device.sysfs("queue/write_cache").as_deref(), Some("write back"));
+    attachment.detach()?;
+    checks.done()
+}
+
 fn multi_conn_flag(_: &Context) -> Result<()> {
     let server = Server::new(Export::memory(1 << 20)?);
     let device = Device::open(0)?;
     let mut setup = Setup::for_server(&server).connections(2);
-    setup.flags &= !crate::device::flag::CAN_MULTI_CONN;
+    setup.flags &= !flag::CAN_MULTI_CONN;
     setup.prepare(&device, &server)?;
     ensure!(device.ioctl(req::DO_IT, 0) == EINVAL, "NBD_DO_IT with two sockets and no flag");
     drop(device);
