@@ -14,9 +14,11 @@ use kernel::prelude::*;
 
 mod abstractions;
 mod bindings;
+#[forbid(unsafe_code)]
 mod driver;
 // A crate of its own on the host: what is public there may be unused here.
 #[allow(dead_code, unreachable_pub)]
+#[forbid(unsafe_code)]
 mod protocol;
 
 module! {

@@ -5,14 +5,7 @@
 //! C header: [`include/linux/kthread.h`](srctree/include/linux/kthread.h)
 
 use core::ptr::NonNull;
-use kernel::{
-    bindings,
-    error::from_err_ptr,
-    ffi,
-    fmt,
-    prelude::*,
-    str::CString,
-};
+use kernel::{bindings, error::from_err_ptr, ffi, fmt, prelude::*, str::CString};
 
 /// What a thread does.
 pub(crate) trait Body: Send + 'static {

@@ -27,9 +27,7 @@ impl ProcessRef {
         // SAFETY: The current task has a thread group, so neither pointer is null; the second call
         // takes the reference. A kernel thread is a group of its own.
         Self(unsafe {
-            NonNull::new_unchecked(extra::rnbd_helper_get_pid(
-                extra::rnbd_helper_current_tgid(),
-            ))
+            NonNull::new_unchecked(extra::rnbd_helper_get_pid(extra::rnbd_helper_current_tgid()))
         })
     }
 

@@ -100,11 +100,7 @@ impl fmt::Display for Death {
 
 impl Connection {
     /// A live connection over `socket`, the `index`th of its generation.
-    pub(super) fn new(
-        disk: &Disk<Device>,
-        index: u16,
-        socket: Socket,
-    ) -> Result<ConnectionRef> {
+    pub(super) fn new(disk: &Disk<Device>, index: u16, socket: Socket) -> Result<ConnectionRef> {
         socket.reclassify_locks();
         Arc::pin_init(
             Deferred::new(try_pin_init!(Self {

@@ -11,8 +11,6 @@
 //!   wire.
 //! * [`sysfs`]: what it shows.
 
-#![forbid(unsafe_code)]
-
 mod attachment;
 mod connection;
 mod device;

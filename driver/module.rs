@@ -45,11 +45,7 @@ impl kernel::Module for Module {
     }
 }
 
-fn add_disk(
-    module: &'static ThisModule,
-    params: Params,
-    index: u32,
-) -> Result<GenDisk<Device>> {
+fn add_disk(module: &'static ThisModule, params: Params, index: u32) -> Result<GenDisk<Device>> {
     let mut limits = QueueLimits::new();
     limits
         .max_hw_sectors(MAX_HW_SECTORS)

@@ -3,11 +3,7 @@
 //! Setting a device up: `NBD_SET_SOCK` and its like.
 
 use super::{
-    attachment::Attachment,
-    connection::Connection,
-    device::Device,
-    geometry,
-    owner::Lifecycle,
+    attachment::Attachment, connection::Connection, device::Device, geometry, owner::Lifecycle,
     teardown,
 };
 use crate::{
@@ -43,7 +39,9 @@ pub(super) fn refuse(disk: &Disk<Device>, life: &Lifecycle, refusal: Refusal) ->
         }
         Refusal::Running => {
             match life.owner() {
-                Some(owner) => dev_err!(device, "in use, attached by {owner}: disconnect it first\n"),
+                Some(owner) => {
+                    dev_err!(device, "in use, attached by {owner}: disconnect it first\n")
+                }
                 None => dev_err!(device, "in use\n"),
             }
             EBUSY
@@ -53,7 +51,10 @@ pub(super) fn refuse(disk: &Disk<Device>, life: &Lifecycle, refusal: Refusal) ->
             EBUSY
         }
         Refusal::NoConnection => {
-            dev_err!(device, "no socket was set: NBD_SET_SOCK comes before NBD_DO_IT\n");
+            dev_err!(
+                device,
+                "no socket was set: NBD_SET_SOCK comes before NBD_DO_IT\n"
+            );
             EINVAL
         }
         Refusal::NotMultiConn => {
@@ -110,7 +111,10 @@ fn refuse_socket(disk: &Disk<Device>, fd: i32, unusable: Unusable) -> Error {
             error
         }
         Unusable::NotStream => {
-            dev_err!(device, "unsupported socket: should be TCP or a UNIX stream\n");
+            dev_err!(
+                device,
+                "unsupported socket: should be TCP or a UNIX stream\n"
+            );
             EINVAL
         }
         Unusable::NoShutdown => {

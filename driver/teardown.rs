@@ -65,10 +65,9 @@ fn send_disconnect(connection: &Connection) -> bool {
         return false;
     }
     let message = wire::Request::DISCONNECT.encode();
-    let (_, result) =
-        connection
-            .socket
-            .send(&mut Kvec::source(&message), More::Ends, Wait::Never);
+    let (_, result) = connection
+        .socket
+        .send(&mut Kvec::source(&message), More::Ends, Wait::Never);
     result.is_ok()
 }
 

@@ -2,11 +2,7 @@
 
 //! Requests that take too long.
 
-use super::{
-    attachment::Attachment,
-    connection::Death,
-    device::Device,
-};
+use super::{attachment::Attachment, connection::Death, device::Device};
 use crate::abstractions::block::mq::{Disk, Request, Timeout};
 use kernel::{prelude::*, sync::Arc};
 

@@ -12,8 +12,6 @@
 //! * [`request`]: the atomic word that says who may answer a request.
 //! * [`setup`]: phases, owner and socket array of a device.
 
-#![forbid(unsafe_code)]
-
 pub mod cookie;
 pub mod flags;
 pub mod geometry;

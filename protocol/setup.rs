@@ -228,7 +228,10 @@ impl<K: Kinds> Lifecycle<K> {
     /// The caller's setup: its own, or a new one where there is none or only an orphan.
     ///
     /// The second value is the orphan that was replaced, if any.
-    fn own_setup(&mut self, caller: K::Owner) -> Result<(&mut Setup<K>, Option<Setup<K>>), Refusal> {
+    fn own_setup(
+        &mut self,
+        caller: K::Owner,
+    ) -> Result<(&mut Setup<K>, Option<Setup<K>>), Refusal> {
         let fresh = match &self.phase {
             Phase::Running { .. } => return Err(Refusal::Running),
             Phase::Draining { .. } => return Err(Refusal::Draining),
@@ -342,9 +345,8 @@ impl<K: Kinds> Lifecycle<K> {
             Phase::Draining { .. } => return Err(Refusal::Draining.into()),
             Phase::Setup(setup) => setup,
         };
-        let may = setup.owner == caller
-            || setup.owner.is_parent_of_caller()
-            || !setup.owner.is_alive();
+        let may =
+            setup.owner == caller || setup.owner.is_parent_of_caller() || !setup.owner.is_alive();
         if !may {
             return Err(Refusal::Owned.into());
         }

@@ -183,10 +183,7 @@ impl Socket {
     pub(crate) fn shutdown(&self) {
         // SAFETY: By the type invariant.
         unsafe {
-            bindings::kernel_sock_shutdown(
-                self.0.as_ptr(),
-                bindings::sock_shutdown_cmd_SHUT_RDWR,
-            )
+            bindings::kernel_sock_shutdown(self.0.as_ptr(), bindings::sock_shutdown_cmd_SHUT_RDWR)
         };
     }
 }

@@ -130,7 +130,11 @@ impl<T: Operations> Pdu<T> {
     /// The data was initialised with [`Pdu::init`], and nobody looks at it any more.
     pub(super) unsafe fn exit(rq: *mut bindings::request) {
         // SAFETY: By the safety requirement.
-        unsafe { bindings::blk_mq_rq_to_pdu(rq).cast::<Self>().drop_in_place() };
+        unsafe {
+            bindings::blk_mq_rq_to_pdu(rq)
+                .cast::<Self>()
+                .drop_in_place()
+        };
     }
 }
 

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Phases, owner and connections: the rules one by one.
+
+mod world;
+
+use rnbd_protocol::{
+    flags::TransmissionFlags,
+    geometry::ExportSize,
+    setup::{Configured, EndReason, Failure, Lifecycle, Phase, Refusal, Retired},
+};
+use world::{add, count, resize, start, Process, World};
+
+fn idle() -> Lifecycle<World> {
+    Lifecycle::default()
+}
+
+/// A device that `owner` set up with one connection.
+fn set_up(owner: &Process) -> Lifecycle<World> {
+    let mut life = idle();
+    add(&mut life, owner, 1).unwrap();
+    life
+}
+
+fn running(owner: &Process) -> Lifecycle<World> {
+    let mut life = set_up(owner);
+    start(&mut life, owner).unwrap();
+    life
+}
+
+fn draining(owner: &Process) -> Lifecycle<World> {
+    let mut life = running(owner);
+    assert!(matches!(
+        life.retire(EndReason::Cleared),
+        Retired::Stopped(_)
+    ));
+    life
+}
+
+#[test]
+fn the_first_socket_starts_a_generation() {
+    let owner = Process::new();
+    let mut life = idle();
+    assert_eq!(life.generation(), 0);
+    assert!(add(&mut life, &owner, 7).unwrap().is_none());
+    assert_eq!(life.generation(), 1);
+    assert!(life.owner() == Some(&owner));
+}
+
+#[test]
+fn settings_may_come_before_the_socket() {
+    let owner = Process::new();
+    let mut life = idle();
+    let _ = resize(&mut life, &owner, 4096).unwrap();
+    add(&mut life, &owner, 7).unwrap();
+    assert_eq!(life.generation(), 1);
+    let Phase::Setup(setup) = life.phase() else {
+        panic!("not in setup")
+    };
+    assert_eq!(setup.config.size.bytes(), 4096);
+    assert_eq!(count(setup), 1);
+}
+
+#[test]
+fn a_living_owners_setup_is_protected() {
+    let (owner, other) = (Process::new(), Process::new());
+    let mut life = set_up(&owner);
+    assert_eq!(life.may_add(&other), Err(Refusal::Owned));
+    assert_eq!(
+        add(&mut life, &other, 8).err(),
+        Some(Failure::Refused(Refusal::Owned))
+    );
+    assert_eq!(
+        resize(&mut life, &other, 512).err(),
+        Some(Failure::Refused(Refusal::Owned))
+    );
+    assert_eq!(
+        start(&mut life, &other).err(),
+        Some(Failure::Refused(Refusal::Owned))
+    );
+    let Phase::Setup(setup) = life.phase() else {
+        panic!("not in setup")
+    };
+    assert_eq!((count(setup), setup.config.size.bytes()), (1, 0));
+}
+
+#[test]
+fn an_orphan_is_replaced_whole_by_a_new_generation() {
+    let (owner, other) = (Process::new(), Process::new());
+    let mut life = set_up(&owner);
+    let _ = resize(&mut life, &owner, 4096).unwrap();
+    owner.die();
+    let orphan = add(&mut life, &other, 8).unwrap().expect("an orphan");
+    assert_eq!(orphan.connections.0, [1]);
+    assert_eq!(life.generation(), 2);
+    let Phase::Setup(setup) = life.phase() else {
+        panic!("not in setup")
+    };
+    assert_eq!(setup.connections.0, [8]);
+    assert_eq!(
+        setup.config.size.bytes(),
+        0,
+        "settings of the orphan mixed in"
+    );
+}
+
+#[test]
+fn settings_replace_an_orphan_too() {
+    let (owner, other) = (Process::new(), Process::new());
+    let mut life = set_up(&owner);
+    owner.die();
+    let Ok(Configured::Setup(Some(orphan))) = resize(&mut life, &other, 512) else {
+        panic!("the orphan was not given up")
+    };
+    assert_eq!(orphan.connections.0, [1]);
+    assert_eq!(life.generation(), 2);
+}
+
+#[test]
+fn an_orphan_is_adopted_by_whoever_starts_it() {
+    let (owner, other) = (Process::new(), Process::new());
+    let mut life = set_up(&owner);
+    owner.die();
+    assert_eq!(start(&mut life, &other), Ok(vec![1]));
+    assert!(life.owner() == Some(&other));
+    assert_eq!(life.generation(), 1);
+}
+
+#[test]
+fn a_child_starts_what_its_living_parent_set_up() {
+    let owner = Process::new();
+    let child = owner.fork();
+    let mut life = set_up(&owner);
+    world::as_caller(&child, || {
+        assert_eq!(start(&mut life, &child), Ok(vec![1]));
+    });
+    assert!(life.owner() == Some(&child));
+}
+
+#[test]
+fn nothing_starts_without_a_socket() {
+    let owner = Process::new();
+    let mut life = idle();
+    assert_eq!(
+        start(&mut life, &owner).err(),
+        Some(Failure::Refused(Refusal::NoConnection))
+    );
+    let _ = resize(&mut life, &owner, 512).unwrap();
+    assert_eq!(
+        start(&mut life, &owner).err(),
+        Some(Failure::Refused(Refusal::NoConnection))
+    );
+}
+
+#[test]
+fn several_sockets_need_the_servers_word() {
+    let owner = Process::new();
+    let mut life = set_up(&owner);
+    add(&mut life, &owner, 2).unwrap();
+    assert_eq!(
+        start(&mut life, &owner).err(),
+        Some(Failure::Refused(Refusal::NotMultiConn))
+    );
+    let configured = life.configure(owner.clone(), |config| {
+        config.flags = TransmissionFlags::CAN_MULTI_CONN;
+        Ok::<(), ()>(())
+    });
+    assert!(configured.is_ok());
+    assert_eq!(start(&mut life, &owner), Ok(vec![1, 2]));
+}
+
+#[test]
+fn nothing_is_added_to_what_runs_or_drains() {
+    let owner = Process::new();
+    for (mut life, refusal) in [
+        (running(&owner), Refusal::Running),
+        (draining(&owner), Refusal::Draining),
+    ] {
+        assert_eq!(life.may_add(&owner), Err(refusal));
+        assert_eq!(
+            add(&mut life, &owner, 9).err(),
+            Some(Failure::Refused(refusal))
+        );
+        assert_eq!(
+            start(&mut life, &owner).err(),
+            Some(Failure::Refused(refusal))
+        );
+    }
+}
+
+#[test]
+fn what_runs_may_be_resized_by_anyone() {
+    let (owner, other) = (Process::new(), Process::new());
+    let mut life = running(&owner);
+    let Ok(Configured::Live(attachment)) = resize(&mut life, &other, 8192) else {
+        panic!("refused")
+    };
+    assert_eq!(attachment, [1]);
+    let Phase::Running { config, .. } = life.phase() else {
+        panic!("not running")
+    };
+    assert_eq!(config.size, ExportSize::from_bytes(8192).unwrap());
+}
+
+#[test]
+fn a_bad_setting_changes_nothing() {
+    let owner = Process::new();
+    let mut life = idle();
+    let bad =
+        |life: &mut Lifecycle<World>| life.configure(owner.clone(), |_| Err::<(), _>("bad")).err();
+    assert_eq!(bad(&mut life), Some(Failure::Step("bad")));
+    assert_eq!(life.generation(), 0);
+    assert!(matches!(life.phase(), Phase::Idle));
+    let mut life = running(&owner);
+    assert_eq!(bad(&mut life), Some(Failure::Step("bad")));
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_setup() {
+    let owner = Process::new();
+    let mut life = set_up(&owner);
+    let failed = life.start(owner.clone(), |_, _| Err::<Vec<u32>, _>("no memory"));
+    assert_eq!(failed, Err(Failure::Step("no memory")));
+    assert_eq!(start(&mut life, &owner), Ok(vec![1]));
+}
+
+#[test]
+fn the_first_reason_for_an_end_stands() {
+    let owner = Process::new();
+    let mut life = running(&owner);
+    assert!(matches!(
+        life.retire(EndReason::TimedOut),
+        Retired::Stopped(_)
+    ));
+    assert!(matches!(
+        life.retire(EndReason::Cleared),
+        Retired::AlreadyDraining(_)
+    ));
+    assert_eq!(life.drained(), Some(EndReason::TimedOut));
+    assert!(matches!(life.phase(), Phase::Idle));
+    assert_eq!(life.drained(), None);
+}
+
+#[test]
+fn a_setup_that_is_retired_is_handed_out() {
+    let owner = Process::new();
+    let mut life = set_up(&owner);
+    let Retired::Setup(setup) = life.retire(EndReason::Cleared) else {
+        panic!("no setup")
+    };
+    assert_eq!(setup.connections.0, [1]);
+    assert!(matches!(life.retire(EndReason::Cleared), Retired::Nothing));
+}
+
+#[test]
+fn only_a_setup_is_abandoned() {
+    let owner = Process::new();
+    assert!(idle().abandon_setup().is_none());
+    assert!(running(&owner).abandon_setup().is_none());
+    assert!(draining(&owner).abandon_setup().is_none());
+    assert!(set_up(&owner).abandon_setup().is_some());
+}
+
+#[test]
+fn an_idle_device_is_set_up_again_at_once() {
+    let (owner, other) = (Process::new(), Process::new());
+    let mut life = draining(&owner);
+    life.drained();
+    add(&mut life, &other, 5).unwrap();
+    assert_eq!(life.generation(), 2);
+    assert_eq!(start(&mut life, &other), Ok(vec![5]));
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Processes and connections to tell a device's life in, without a kernel.
+
+use rnbd_protocol::{
+    geometry::ExportSize,
+    setup::{Configured, Connections, Failure, Kinds, Lifecycle, Owner, Setup},
+};
+use std::{cell::Cell, rc::Rc};
+
+/// Processes that may die; connections that are numbers.
+pub enum World {}
+
+impl Kinds for World {
+    type Owner = Process;
+    type Connections = Numbers;
+    type Attachment = Vec<u32>;
+}
+
+#[derive(Default)]
+pub struct Numbers(pub Vec<u32>);
+
+impl Connections for Numbers {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+thread_local! {
+    static NEXT: Cell<u32> = const { Cell::new(1) };
+    static PARENT_OF_CALLER: Cell<u32> = const { Cell::new(0) };
+}
+
+#[derive(Clone)]
+pub struct Process {
+    id: u32,
+    parent: u32,
+    alive: Rc<Cell<bool>>,
+}
+
+impl Process {
+    pub fn new() -> Self {
+        Self {
+            id: NEXT.replace(NEXT.get() + 1),
+            parent: 0,
+            alive: Rc::new(Cell::new(true)),
+        }
+    }
+
+    pub fn fork(&self) -> Self {
+        Self {
+            parent: self.id,
+            ..Self::new()
+        }
+    }
+
+    pub fn die(&self) {
+        self.alive.set(false);
+    }
+}
+
+/// Runs `step` as `process` would: the kernel asks who the caller's parent is.
+pub fn as_caller(process: &Process, step: impl FnOnce()) {
+    let before = PARENT_OF_CALLER.replace(process.parent);
+    step();
+    PARENT_OF_CALLER.set(before);
+}
+
+impl PartialEq for Process {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Owner for Process {
+    fn is_alive(&self) -> bool {
+        self.alive.get()
+    }
+
+    fn is_parent_of_caller(&self) -> bool {
+        PARENT_OF_CALLER.get() == self.id
+    }
+}
+
+/// `NBD_SET_SOCK`; gives the orphan that was replaced.
+pub fn add(
+    life: &mut Lifecycle<World>,
+    caller: &Process,
+    socket: u32,
+) -> Result<Option<Setup<World>>, Failure<()>> {
+    let (replaced, added) = life.add(caller.clone(), |_, connections| {
+        connections.0.push(socket);
+        Ok(())
+    });
+    added.map(|()| replaced)
+}
+
+/// `NBD_SET_SIZE`.
+pub fn resize(
+    life: &mut Lifecycle<World>,
+    caller: &Process,
+    bytes: u64,
+) -> Result<Configured<World>, Failure<()>> {
+    life.configure(caller.clone(), |config| {
+        config.size = ExportSize::from_bytes(bytes).map_err(|_| ())?;
+        Ok(())
+    })
+}
+
+/// `NBD_DO_IT`; gives the sockets that are attached.
+pub fn start(life: &mut Lifecycle<World>, caller: &Process) -> Result<Vec<u32>, Failure<()>> {
+    life.start(caller.clone(), |_, setup| {
+        Ok(std::mem::take(&mut setup.connections.0))
+    })
+}
+
+/// How many connections a setup has.
+pub fn count(setup: &Setup<World>) -> usize {
+    setup.connections.count()
+}
