@@ -31,12 +31,13 @@ impl Direction for Dest {
 }
 
 /// What [`crate::abstractions::net::socket::Socket`] sends from and receives into.
-pub(crate) trait IoVec<D: Direction> {
-    /// The vector, for the C side to advance.
-    ///
-    /// # Safety
-    ///
-    /// The implementation's memory must be used only as `D` allows.
+///
+/// # Safety
+///
+/// [`IoVec::as_raw`] must return a valid vector, of memory that may be used as `D` says for as
+/// long as `self` is borrowed.
+pub(crate) unsafe trait IoVec<D: Direction> {
+    /// The vector, for the C side to copy.
     fn as_raw(&mut self) -> *mut bindings::iov_iter;
 }
 
@@ -118,7 +119,8 @@ impl<D: Direction> BvecIter<'_, D> {
     }
 }
 
-impl<D: Direction> IoVec<D> for BvecIter<'_, D> {
+// SAFETY: By the type invariant.
+unsafe impl<D: Direction> IoVec<D> for BvecIter<'_, D> {
     fn as_raw(&mut self) -> *mut bindings::iov_iter {
         &mut self.iter
     }
@@ -162,7 +164,8 @@ impl<D> Kvec<'_, D> {
     }
 }
 
-impl<D: Direction> IoVec<D> for Kvec<'_, D> {
+// SAFETY: By the type invariant; `source` and `dest` borrow the memory as `D` says.
+unsafe impl<D: Direction> IoVec<D> for Kvec<'_, D> {
     fn as_raw(&mut self) -> *mut bindings::iov_iter {
         // Made here rather than in `new`, for it points to `vec`, which moves with `self`.
         // SAFETY: `vec` describes memory that is borrowed for as long as `self` is.

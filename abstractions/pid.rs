@@ -68,7 +68,7 @@ impl ProcessRef {
         // SAFETY: As above. The name may be changed while it is read: that mixes two names, no
         // more, for the array is always NUL-terminated in its last byte.
         let comm = unsafe { core::ptr::read_volatile(&raw const (*leader).comm) };
-        Some(comm.map(|c| c as u8))
+        Some(comm)
     }
 }
 

@@ -36,7 +36,7 @@ impl Cookie {
 
     /// As a number, before it is put in network order.
     pub const fn to_wire(self) -> u64 {
-        (self.sequence as u64) << 32 | self.tag as u64
+        ((self.sequence as u64) << 32) | self.tag as u64
     }
 
     /// From a number, after it was taken out of network order.

@@ -81,9 +81,9 @@ impl Fields {
             State::Sent => 2,
             State::Receiving => 3,
         };
-        (self.sequence as u64) << 32
-            | ((self.route.connection & 0xfff) as u64) << 20
-            | (self.route.epoch as u64) << 4
+        ((self.sequence as u64) << 32)
+            | (((self.route.connection & 0xfff) as u64) << 20)
+            | ((self.route.epoch as u64) << 4)
             | state
     }
 

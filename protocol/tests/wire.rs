@@ -22,7 +22,7 @@ const COMMANDS: [(Command, u16); 6] = [
 fn field(bytes: &[u8], at: usize, len: usize) -> u64 {
     bytes[at..at + len]
         .iter()
-        .fold(0, |number, &byte| number << 8 | u64::from(byte))
+        .fold(0, |number, &byte| (number << 8) | u64::from(byte))
 }
 
 fn any_request() -> impl Strategy<Value = (Request, u16)> {
@@ -53,7 +53,7 @@ proptest! {
         let bytes = request.encode();
         prop_assert_eq!(bytes.len(), 28);
         prop_assert_eq!(field(&bytes, 0, 4), 0x25609513);
-        let flags = u64::from(request.flags.fua) | u64::from(request.flags.no_hole) << 1;
+        let flags = u64::from(request.flags.fua) | (u64::from(request.flags.no_hole) << 1);
         prop_assert_eq!(field(&bytes, 4, 2), flags);
         prop_assert_eq!(field(&bytes, 6, 2), u64::from(number));
         prop_assert_eq!(field(&bytes, 8, 8), request.cookie.to_wire());

@@ -14,7 +14,7 @@ use kernel::{
     fmt::Write as _,
     page::PAGE_SIZE,
     prelude::*,
-    str::Formatter,
+    str::{as_char_ptr_in_const_context, Formatter},
     sync::aref::ARef,
 };
 
@@ -38,9 +38,11 @@ pub(crate) struct AttributeFile<T: Operations, A: Attribute<T>> {
 }
 
 impl<T: Operations, A: Attribute<T>> AttributeFile<T, A> {
+    // With lock debugging there are more fields.
+    #[allow(clippy::needless_update)]
     const ATTRIBUTE: bindings::device_attribute = bindings::device_attribute {
         attr: bindings::attribute {
-            name: A::NAME.as_ptr().cast(),
+            name: as_char_ptr_in_const_context(A::NAME),
             mode: 0o444,
             ..pin_init::zeroed()
         },

@@ -333,7 +333,7 @@ impl<T: Operations> Disk<T> {
             extra::rnbd_helper_percpu_ref_put(&raw mut (*queue).q_usage_counter)
         });
         let hw_queue = (unique_tag >> bindings::BLK_MQ_UNIQUE_TAG_BITS) as usize;
-        let tag = unique_tag & bindings::BLK_MQ_UNIQUE_TAG_MASK as u32;
+        let tag = unique_tag & bindings::BLK_MQ_UNIQUE_TAG_MASK;
         let set = self.tag_set();
         // SAFETY: The set's queues change only while the queue is frozen.
         if hw_queue >= unsafe { (*set).nr_hw_queues } as usize {

@@ -100,8 +100,8 @@ impl<T: Operations> Disk<T> {
         let queue = self.queue();
         // SAFETY: The disk has its queue. This takes the limits' lock, and one of the commits
         // below gives it back.
-        let mut limits =
-            QueueLimits(unsafe { extra::rnbd_helper_queue_limits_start_update(queue) });
+        let limits = unsafe { extra::rnbd_helper_queue_limits_start_update(queue) };
+        let mut limits = QueueLimits(limits);
         change(&mut limits);
         // SAFETY: The update was started above.
         to_result(unsafe {
