@@ -281,12 +281,13 @@ pub fn demo(args: &DemoArgs) -> Result<ExitCode> {
     let driver = args.driver.each()[0];
     let job = format!("job() {{ rnbd-test demo --driver {driver} --modules /modules; }}\n");
     let prepared = args.places.prepare("demo", &job, driver == "rnbd", &terminal)?;
-    let outcome = prepared.boot(&terminal, &interrupts, &mut |message| match message {
-        Message::Line(line) => match line.strip_prefix("  ok     ") {
-            Some(step) => terminal.good(step),
-            None => terminal.line(line),
-        },
-        _ => {}
+    let outcome = prepared.boot(&terminal, &interrupts, &mut |message| {
+        if let Message::Line(line) = message {
+            match line.strip_prefix("  ok     ") {
+                Some(step) => terminal.good(step),
+                None => terminal.line(line),
+            }
+        }
     })?;
     // What the C driver's kernel says while the C driver is shown is its own affair.
     let about_nbd =

@@ -219,7 +219,7 @@ mod tests {
     }
 
     fn report(lines: &[&str], outcome: Outcome, complaints_allowed: bool) -> Report {
-        let terminal = Terminal::new();
+        let terminal = Terminal::hidden();
         let mut report = Report::new("rnbd", complaints_allowed);
         for line in lines {
             report.line(line, &terminal);

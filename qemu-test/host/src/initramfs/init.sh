@@ -19,16 +19,15 @@ mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null # absent from some kernel
 ln -s /proc/self/fd /dev/fd
 ip link set lo up
 
-results=/dev/ttyS1
-stty -F $results raw -echo
-echo "@init $(uname -r)" >$results
-
 . /job
 if type interactive >/dev/null; then
 	interactive
 	poweroff -f
 fi
 
+results=/dev/ttyS1
+stty -F $results raw -echo
+echo "@init $(uname -r)" >$results
 (job) </dev/null >$results 2>&1
 echo "@exit $?" >$results
 sync
