@@ -6,7 +6,7 @@ use super::{
     attachment::Attachment,
     connection::{Connection, Death},
     device::Device,
-    owner::Setup,
+    owner::{ConnectionArray, Nbd},
 };
 use crate::{
     abstractions::{
@@ -22,9 +22,10 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// Disposes of a setup that will not be started: its sockets are shut down and released. Sleeps.
-pub(super) fn dispose(setup: Setup) {
-    for connection in &setup.connections.0 {
+/// Disposes of the connections of a setup that will not be started: their sockets are shut down
+/// and released. Sleeps.
+pub(super) fn dispose(connections: ConnectionArray) {
+    for connection in &connections.0 {
         connection.kill();
     }
 }
@@ -36,11 +37,11 @@ pub(super) fn disconnect(disk: &Disk<Device>) {
     let retired = disk.data().setup.lock().retire(EndReason::Disconnected);
     match retired {
         Retired::Nothing | Retired::AlreadyDraining(_) => {}
-        Retired::Setup(setup) => {
-            for connection in &setup.connections.0 {
+        Retired::Setup(connections) => {
+            for connection in &connections.0 {
                 send_disconnect(connection);
             }
-            dispose(setup);
+            dispose(connections);
         }
         Retired::Stopped(attachment) => {
             dev_info!(disk.device(), "disconnected by request\n");
@@ -74,19 +75,25 @@ fn send_disconnect(connection: &Connection) -> bool {
 /// `NBD_CLEAR_SOCK`: ends the generation at once, and waits until it is gone. Sleeps; a signal
 /// stops the wait.
 pub(super) fn clear(disk: &Disk<Device>) -> Result {
-    match end(disk, EndReason::Cleared) {
-        false => Ok(()),
-        true => disk.data().when_drained(|_| ()),
+    let retired = disk.data().setup.lock().clear(&ProcessRef::current());
+    if stop(retired) {
+        disk.data().when_drained(|_| ())?;
     }
+    Ok(())
 }
 
 /// Ends the generation at once. True if it drains, for its keeper to finish.
 pub(super) fn end(disk: &Disk<Device>, reason: EndReason) -> bool {
     let retired = disk.data().setup.lock().retire(reason);
+    stop(retired)
+}
+
+/// Does at once what ended with a generation. True if it drains, for its keeper to finish.
+fn stop(retired: Retired<Nbd>) -> bool {
     match retired {
         Retired::Nothing => false,
-        Retired::Setup(setup) => {
-            dispose(setup);
+        Retired::Setup(connections) => {
+            dispose(connections);
             false
         }
         Retired::Stopped(attachment) | Retired::AlreadyDraining(attachment) => {
@@ -121,7 +128,7 @@ pub(super) fn closed(disk: &Disk<Device>, last: bool, exiting: bool) {
             None
         }
     };
-    if let Some(setup) = abandoned {
-        dispose(setup);
+    if let Some(connections) = abandoned {
+        dispose(connections);
     }
 }

@@ -171,8 +171,8 @@ impl<E> From<Refusal> for Failure<E> {
 /// What [`Lifecycle::configure`] changed.
 #[must_use]
 pub enum Configured<K: Kinds> {
-    /// A setup. If it took an orphan's place, that is here, to be disposed of.
-    Setup(Option<Setup<K>>),
+    /// A setup. If it took an orphan's place, the orphan's connections are here, to be disposed of.
+    Setup(Option<K::Connections>),
     /// A running generation: its disk is to be told.
     Live(K::Attachment),
 }
@@ -182,8 +182,8 @@ pub enum Configured<K: Kinds> {
 pub enum Retired<K: Kinds> {
     /// Nothing: the device was idle.
     Nothing,
-    /// A setup, to be disposed of. The device is idle.
-    Setup(Setup<K>),
+    /// A setup: its connections, to be disposed of.
+    Setup(K::Connections),
     /// A running generation, which now drains: to be stopped.
     Stopped(K::Attachment),
     /// Nothing: it drains already.
@@ -227,11 +227,11 @@ impl<K: Kinds> Lifecycle<K> {
 
     /// The caller's setup: its own, or a new one where there is none or only an orphan.
     ///
-    /// The second value is the orphan that was replaced, if any.
+    /// The second value is the connections of the orphan that was replaced, if any.
     fn own_setup(
         &mut self,
         caller: K::Owner,
-    ) -> Result<(&mut Setup<K>, Option<Setup<K>>), Refusal> {
+    ) -> Result<(&mut Setup<K>, Option<K::Connections>), Refusal> {
         let fresh = match &self.phase {
             Phase::Running { .. } => return Err(Refusal::Running),
             Phase::Draining { .. } => return Err(Refusal::Draining),
@@ -245,7 +245,7 @@ impl<K: Kinds> Lifecycle<K> {
             self.generation = self.generation.wrapping_add(1);
             let old = core::mem::replace(&mut self.phase, Phase::Setup(Setup::new(caller)));
             if let Phase::Setup(orphan) = old {
-                replaced = Some(orphan);
+                replaced = Some(orphan.connections);
             }
         }
         match &mut self.phase {
@@ -274,14 +274,14 @@ impl<K: Kinds> Lifecycle<K> {
 
     /// Lets `push` add a connection to the caller's setup (`NBD_SET_SOCK`).
     ///
-    /// `push` gets the generation's number and its connections. What is returned is the orphan
-    /// whose place the setup took, if any: also with a failed `push`, which leaves a setup that
-    /// lacks the connection.
+    /// `push` gets the generation's number and its connections. Returned first are the
+    /// connections of the orphan whose place the setup took, if any: also with a failed `push`,
+    /// which leaves a setup that lacks the connection.
     pub fn add<E>(
         &mut self,
         caller: K::Owner,
         push: impl FnOnce(u64, &mut K::Connections) -> Result<(), E>,
-    ) -> (Option<Setup<K>>, Result<(), Failure<E>>) {
+    ) -> (Option<K::Connections>, Result<(), Failure<E>>) {
         if let Err(refusal) = self.may_add(&caller) {
             return (None, Err(refusal.into()));
         }
@@ -368,11 +368,26 @@ impl<K: Kinds> Lifecycle<K> {
         Ok(attachment)
     }
 
+    /// Ends the generation, as [`Lifecycle::retire`] does, at the wish of `caller`
+    /// (`NBD_CLEAR_SOCK`).
+    ///
+    /// An owner that clears its own setup starts over, and what it has said of the export stands:
+    /// nbd-client sets the size, clears, and then adds its sockets.
+    pub fn clear(&mut self, caller: &K::Owner) -> Retired<K> {
+        match &mut self.phase {
+            Phase::Setup(setup) if setup.owner == *caller => {
+                self.generation = self.generation.wrapping_add(1);
+                Retired::Setup(core::mem::take(&mut setup.connections))
+            }
+            _ => self.retire(EndReason::Cleared),
+        }
+    }
+
     /// Ends the generation, whatever its phase.
     pub fn retire(&mut self, reason: EndReason) -> Retired<K> {
         match core::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Idle => Retired::Nothing,
-            Phase::Setup(setup) => Retired::Setup(setup),
+            Phase::Setup(setup) => Retired::Setup(setup.connections),
             Phase::Running {
                 owner, attachment, ..
             } => {
@@ -399,12 +414,12 @@ impl<K: Kinds> Lifecycle<K> {
     }
 
     /// Ends a setup that nobody can finish any more; a generation that was started stays.
-    pub fn abandon_setup(&mut self) -> Option<Setup<K>> {
+    pub fn abandon_setup(&mut self) -> Option<K::Connections> {
         if !matches!(self.phase, Phase::Setup(_)) {
             return None;
         }
         match core::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Setup(setup) => Some(setup),
+            Phase::Setup(setup) => Some(setup.connections),
             _ => None,
         }
     }

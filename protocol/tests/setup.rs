@@ -91,7 +91,7 @@ fn an_orphan_is_replaced_whole_by_a_new_generation() {
     let _ = resize(&mut life, &owner, 4096).unwrap();
     owner.die();
     let orphan = add(&mut life, &other, 8).unwrap().expect("an orphan");
-    assert_eq!(orphan.connections.0, [1]);
+    assert_eq!(orphan.0, [1]);
     assert_eq!(life.generation(), 2);
     let Phase::Setup(setup) = life.phase() else {
         panic!("not in setup")
@@ -112,7 +112,7 @@ fn settings_replace_an_orphan_too() {
     let Ok(Configured::Setup(Some(orphan))) = resize(&mut life, &other, 512) else {
         panic!("the orphan was not given up")
     };
-    assert_eq!(orphan.connections.0, [1]);
+    assert_eq!(orphan.0, [1]);
     assert_eq!(life.generation(), 2);
 }
 
@@ -245,10 +245,10 @@ fn the_first_reason_for_an_end_stands() {
 fn a_setup_that_is_retired_is_handed_out() {
     let owner = Process::new();
     let mut life = set_up(&owner);
-    let Retired::Setup(setup) = life.retire(EndReason::Cleared) else {
+    let Retired::Setup(connections) = life.retire(EndReason::Cleared) else {
         panic!("no setup")
     };
-    assert_eq!(setup.connections.0, [1]);
+    assert_eq!(connections.0, [1]);
     assert!(matches!(life.retire(EndReason::Cleared), Retired::Nothing));
 }
 
@@ -269,4 +269,31 @@ fn an_idle_device_is_set_up_again_at_once() {
     add(&mut life, &other, 5).unwrap();
     assert_eq!(life.generation(), 2);
     assert_eq!(start(&mut life, &other), Ok(vec![5]));
+}
+
+#[test]
+fn an_owner_that_clears_starts_over_with_its_settings() {
+    let owner = Process::new();
+    let mut life = set_up(&owner);
+    let _ = resize(&mut life, &owner, 4096).unwrap();
+    let Retired::Setup(connections) = life.clear(&owner) else {
+        panic!("no setup")
+    };
+    assert_eq!(connections.0, [1]);
+    assert_eq!(life.generation(), 2);
+    add(&mut life, &owner, 9).unwrap();
+    let Phase::Setup(setup) = life.phase() else {
+        panic!("not in setup")
+    };
+    assert_eq!((setup.config.size.bytes(), count(setup)), (4096, 1));
+}
+
+#[test]
+fn anyone_else_who_clears_ends_the_setup() {
+    let (owner, other) = (Process::new(), Process::new());
+    let mut life = set_up(&owner);
+    assert!(matches!(life.clear(&other), Retired::Setup(_)));
+    assert!(matches!(life.phase(), Phase::Idle));
+    let mut life = running(&owner);
+    assert!(matches!(life.clear(&owner), Retired::Stopped(_)));
 }

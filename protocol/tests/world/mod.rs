@@ -82,12 +82,12 @@ impl Owner for Process {
     }
 }
 
-/// `NBD_SET_SOCK`; gives the orphan that was replaced.
+/// `NBD_SET_SOCK`; gives the connections of the orphan that was replaced.
 pub fn add(
     life: &mut Lifecycle<World>,
     caller: &Process,
     socket: u32,
-) -> Result<Option<Setup<World>>, Failure<()>> {
+) -> Result<Option<Numbers>, Failure<()>> {
     let (replaced, added) = life.add(caller.clone(), |_, connections| {
         connections.0.push(socket);
         Ok(())

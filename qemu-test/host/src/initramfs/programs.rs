@@ -13,6 +13,7 @@ use super::archive::{Node, Tree};
 /// What the tests and the demo cannot do without.
 const NEEDED: [&str; 18] = [
     "blkid",
+    "blkdiscard",
     "blockdev",
     "e2fsck",
     "fio",
