@@ -44,20 +44,40 @@ impl Drop for Mounted {
 }
 
 /// nbd-server in the foreground; dropped, it is killed.
-struct Server(Child);
+struct Server {
+    process: Child,
+    /// The file that it exports as "disk".
+    image: String,
+}
+
+impl Server {
+    fn start(scratch: &Scratch) -> Result<Server> {
+        let image = scratch.path("disk.raw");
+        fs::File::create(&image)?.set_len(64 * MIB)?;
+        let config = scratch.path("nbd-server.conf");
+        let export =
+            format!("[generic]\nlistenaddr = 127.0.0.1\nport = 10809\n[disk]\nexportname = {image}\n");
+        fs::write(&config, export)?;
+        let mut command = Command::new("nbd-server");
+        command.args(["-n", "-C", &config]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Server { process: command.spawn().context("start nbd-server")?, image })
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
 /// Attach, use, detach, by both clients.
 pub fn run(scratch: &Scratch, driver: Driver) -> Result<()> {
+    // It computes for seconds (parameters for TLS) before it answers: let it do so meanwhile.
+    let server = Server::start(scratch)?;
     qcow2_with_files(scratch)?;
     second_image(scratch)?;
-    tcp(scratch)?;
+    tcp(&server)?;
     title(&format!("  all of it through {}.ko, by programs that were not changed", driver.module()));
     Ok(())
 }
@@ -148,17 +168,8 @@ fn read_start() -> Result<Vec<u8>> {
     Ok(data)
 }
 
-fn tcp(scratch: &Scratch) -> Result<()> {
-    let image = scratch.path("disk.raw");
-    fs::File::create(&image)?.set_len(64 * MIB)?;
-    let config = scratch.path("nbd-server.conf");
-    let export = format!("[generic]\nlistenaddr = 127.0.0.1\nport = 10809\n[disk]\nexportname = {image}\n");
-    fs::write(&config, export)?;
-    let mut server = None;
+fn tcp(server: &Server) -> Result<()> {
     step("nbd-server on 127.0.0.1, TCP", || {
-        let mut command = Command::new("nbd-server");
-        command.args(["-n", "-C", &config]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        server = Some(Server(command.spawn().context("start nbd-server")?));
         // /proc shows it without a connection, which the server would take for a client.
         let listening = format!("0100007F:{:04X} 00000000:0000 0A", 10809);
         wait_for("nbd-server to listen", || {
@@ -178,7 +189,10 @@ fn tcp(scratch: &Scratch) -> Result<()> {
         let device = fs::File::options().write(true).open(DEVICE)?;
         std::os::unix::fs::FileExt::write_all_at(&device, &data, 0)?;
         device.sync_all().context("flush")?;
-        ensure!(fs::read(&image)?.starts_with(text), "the server's file does not hold what was written");
+        ensure!(
+            fs::read(&server.image)?.starts_with(text),
+            "the server's file does not hold what was written"
+        );
         Ok("1 MiB, the same".to_owned())
     })?;
     step("nbd-client -d /dev/nbd0", || {

@@ -11,7 +11,7 @@ use lddtree::DependencyAnalyzer;
 use super::archive::{Node, Tree};
 
 /// What the tests and the demo cannot do without.
-const NEEDED: [&str; 18] = [
+const NEEDED: &[&str] = &[
     "blkid",
     "blkdiscard",
     "blockdev",
@@ -34,7 +34,7 @@ const NEEDED: [&str; 18] = [
 ];
 
 /// What is taken when the root has it; busybox stands in for some.
-const WELCOME: [&str; 20] = [
+const WELCOME: &[&str] = &[
     "depmod",
     "dmsetup",
     "fsck.ext4",
@@ -58,27 +58,27 @@ const WELCOME: [&str; 20] = [
 ];
 
 /// Opened by name at run time, so that no program says that it needs them.
-const LIBRARIES: [&str; 1] = ["libgcc_s.so.1"];
+const LIBRARIES: &[&str] = &["libgcc_s.so.1"];
 
 /// Folders of libraries that are found by the RUNPATH of another library (librados'), which lddtree does not follow.
-const LIBRARY_FOLDERS: [&str; 1] = ["usr/lib/x86_64-linux-gnu/ceph"];
+const LIBRARY_FOLDERS: &[&str] = &["usr/lib/x86_64-linux-gnu/ceph"];
 
 /// Configuration that the programs read.
-const FILES: [&str; 2] = ["/etc/mke2fs.conf", "/etc/ld.so.conf"];
+const FILES: &[&str] = &["/etc/mke2fs.conf", "/etc/ld.so.conf"];
 
-const FOLDERS: [&str; 4] = ["usr/bin", "usr/sbin", "bin", "sbin"];
+const FOLDERS: &[&str] = &["usr/bin", "usr/sbin", "bin", "sbin"];
 
 /// Adds programs, libraries, configuration, and busybox for the rest.
 pub fn add(tree: &mut Tree, sysroot: &Path) -> Result<()> {
     let mut seen = BTreeSet::new();
-    let missing: Vec<&str> = NEEDED.into_iter().filter(|name| find(sysroot, name).is_none()).collect();
+    let missing: Vec<&str> = NEEDED.iter().copied().filter(|name| find(sysroot, name).is_none()).collect();
     ensure!(
         missing.is_empty(),
         "{} has no {}: add the package to toolchain/packages",
         sysroot.display(),
         missing.join(", no ")
     );
-    for name in NEEDED.iter().chain(&WELCOME) {
+    for name in NEEDED.iter().chain(WELCOME) {
         if let Some(path) = find(sysroot, name) {
             add_file(tree, sysroot, &path)?;
             add_libraries(tree, sysroot, &path, &mut seen)?;
@@ -138,7 +138,7 @@ fn add_libraries(
         return Ok(());
     }
     let found = DependencyAnalyzer::new(sysroot.to_owned())
-        .library_paths(LIBRARY_FOLDERS.map(|folder| sysroot.join(folder)).to_vec())
+        .library_paths(LIBRARY_FOLDERS.iter().map(|folder| sysroot.join(folder)).collect())
         .analyze(&real)
         .with_context(|| format!("find the libraries of {}", real.display()))?;
     if let Some(interpreter) = &found.interpreter {
