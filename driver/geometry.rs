@@ -89,7 +89,15 @@ pub(super) fn apply_timeout(disk: &Disk<Device>, attachment: &Attachment, second
 /// Empties the disk of a generation that has ended. Sleeps; no lock may be held.
 pub(super) fn clear(disk: &Disk<Device>) {
     disk.set_capacity_and_notify(0);
-    disk.force_media_change();
+    match disk.claim() {
+        Ok(claim) => claim.change_medium(),
+        // Its user keeps what he has cached. What he writes fails, and the device goes to no other
+        // export before he lets go.
+        Err(_) => match disk.exclusive_user() {
+            Some(user) => dev_warn!(disk.device(), "detached under {user}\n"),
+            None => dev_warn!(disk.device(), "detached under an exclusive user\n"),
+        },
+    }
     if let Err(error) = disk.update_limits(|limits| {
         set_limits(limits, TransmissionFlags::default());
     }) {

@@ -15,13 +15,13 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{AttributeFile, Disk, Outcome, Status},
+        block::mq::{AttributeFile, Claim, Disk, Outcome, Status},
         kthread::Thread,
         pid::{self, ProcessRef},
     },
     protocol::{
         flags::TransmissionFlags,
-        setup::{EndReason, Failure, Phase},
+        setup::{DiskUse, EndReason, Failure, Phase, Refusal},
     },
 };
 use kernel::{
@@ -47,16 +47,10 @@ struct Presence {
 /// server closed; `ETIMEDOUT` if a request timed out; `EINTR` if a signal came.
 pub(super) fn run(disk: &Disk<Device>) -> Result {
     let device = disk.data();
-    let attachment = device.when_drained(|life| {
-        life.start(ProcessRef::current(), Attachment::new)
-            .map_err(|failure| match failure {
-                Failure::Refused(refusal) => setup::refuse(disk, life, refusal),
-                Failure::Step(error) => error,
-            })
-    })??;
+    let (attachment, claim) = start(disk)?;
     device.set_pid(pid::current_task_number());
 
-    let (presence, brought_up) = bring_up(disk, &attachment);
+    let (presence, brought_up) = bring_up(disk, &attachment, claim);
     let reason = match &brought_up {
         Ok(()) => wait_for_end(disk, &attachment),
         Err(_) => EndReason::StartFailed,
@@ -79,8 +73,45 @@ pub(super) fn run(disk: &Disk<Device>) -> Result {
     }
 }
 
+/// Starts the generation that was set up. With the claim, nobody uses the disk exclusively; there
+/// is none if somebody does under whom the generation may come back.
+fn start(disk: &Disk<Device>) -> Result<(Arc<Attachment>, Option<Claim<'_, Device>>)> {
+    let device = disk.data();
+    loop {
+        // A generation that drains wants the claim too: it must not wait for ours.
+        device.when_drained(|_| ())?;
+        let claim = disk.claim().ok();
+        let disk_use = match claim {
+            Some(_) => DiskUse::Shared,
+            None => DiskUse::Exclusive,
+        };
+        let started = device
+            .setup
+            .lock()
+            .start(ProcessRef::current(), disk_use, Attachment::new);
+        match started {
+            Ok(attachment) => return Ok((attachment, claim)),
+            Err(Failure::Refused(Refusal::Draining)) => {}
+            Err(Failure::Refused(refusal)) => {
+                drop(claim);
+                return Err(setup::refuse(disk, refusal));
+            }
+            Err(Failure::Step(error)) => return Err(error),
+        }
+    }
+}
+
 /// Makes a generation serve requests. What it has come to is returned also if it fails.
-fn bring_up(disk: &Disk<Device>, attachment: &Arc<Attachment>) -> (Presence, Result) {
+fn bring_up(
+    disk: &Disk<Device>,
+    attachment: &Arc<Attachment>,
+    claim: Option<Claim<'_, Device>>,
+) -> (Presence, Result) {
+    match claim {
+        // Dirty pages of the last export must not come to this one's server.
+        Some(ref claim) => claim.change_medium(),
+        None => dev_info!(disk.device(), "attached again under its exclusive user\n"),
+    }
     let mut presence = Presence {
         _receivers: KVec::new(),
         _pid: None,

@@ -2,10 +2,7 @@
 
 //! Setting a device up: `NBD_SET_SOCK` and its like.
 
-use super::{
-    attachment::Attachment, connection::Connection, device::Device, geometry, owner::Lifecycle,
-    teardown,
-};
+use super::{attachment::Attachment, connection::Connection, device::Device, geometry, teardown};
 use crate::{
     abstractions::{
         block::mq::{max_block_size, Disk},
@@ -15,7 +12,7 @@ use crate::{
     protocol::{
         flags::TransmissionFlags,
         geometry::{BadGeometry, BlockSize, ExportSize},
-        setup::{Config, Configured, Failure, Refusal},
+        setup::{Config, Configured, DiskUse, Failure, Refusal},
     },
 };
 use kernel::{prelude::*, sync::Arc};
@@ -24,11 +21,13 @@ use kernel::{prelude::*, sync::Arc};
 const MAX_TIMEOUT: u32 = u32::MAX / 1000;
 
 /// Says in the log why a change of the setup is refused, and gives its errno.
-pub(super) fn refuse(disk: &Disk<Device>, life: &Lifecycle, refusal: Refusal) -> Error {
+///
+/// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
+pub(super) fn refuse(disk: &Disk<Device>, refusal: Refusal) -> Error {
     let device = disk.device();
     match refusal {
         Refusal::Owned => {
-            match life.owner() {
+            match disk.data().setup.lock().owner() {
                 Some(owner) => dev_err!(
                     device,
                     "being set up by {owner}: wait for it, or end its setup with NBD_CLEAR_SOCK\n"
@@ -38,7 +37,7 @@ pub(super) fn refuse(disk: &Disk<Device>, life: &Lifecycle, refusal: Refusal) ->
             EBUSY
         }
         Refusal::Running => {
-            match life.owner() {
+            match disk.data().setup.lock().owner() {
                 Some(owner) => {
                     dev_err!(device, "in use, attached by {owner}: disconnect it first\n")
                 }
@@ -64,6 +63,16 @@ pub(super) fn refuse(disk: &Disk<Device>, life: &Lifecycle, refusal: Refusal) ->
             );
             EINVAL
         }
+        Refusal::Held => {
+            match disk.exclusive_user() {
+                Some(user) => dev_err!(
+                    device,
+                    "used by {user} since the last attachment: unmount or release it first\n"
+                ),
+                None => dev_err!(device, "used exclusively since the last attachment\n"),
+            }
+            EBUSY
+        }
         Refusal::TooManyConnections => {
             dev_err!(device, "too many sockets\n");
             ENOSPC
@@ -79,28 +88,30 @@ pub(super) fn add_socket(disk: &Disk<Device>, fd: usize) -> Result {
     };
     let caller = ProcessRef::current();
     // First the refusals that are not the socket's fault, as nbd.ko does.
-    disk.data().when_drained(|life| {
-        life.may_add(&caller)
-            .map_err(|refusal| refuse(disk, life, refusal))
-    })??;
+    disk.data().when_drained(|_| ())?;
+    let disk_use = match disk.claim() {
+        Ok(_) => DiskUse::Shared,
+        Err(_) => DiskUse::Exclusive,
+    };
+    disk.data()
+        .when_drained(|life| life.may_add(&caller, disk_use))?
+        .map_err(|refusal| refuse(disk, refusal))?;
     let socket = Socket::from_fd(fd).map_err(|unusable| refuse_socket(disk, fd, unusable))?;
     let (replaced, added) = disk.data().when_drained(move |life| {
-        let (replaced, added) = life.add(caller, |_, connections| {
+        life.add(caller, disk_use, |_, connections| {
             let index = u16::try_from(connections.0.len())?;
             let connection = Connection::new(disk, index, socket)?;
             connections.0.push(connection, GFP_KERNEL)?;
             Ok(())
-        });
-        let added = added.map_err(|failure| match failure {
-            Failure::Refused(refusal) => refuse(disk, life, refusal),
-            Failure::Step(error) => error,
-        });
-        (replaced, added)
+        })
     })?;
     if let Some(orphan) = replaced {
         teardown::dispose(orphan);
     }
-    added
+    added.map_err(|failure| match failure {
+        Failure::Refused(refusal) => refuse(disk, refusal),
+        Failure::Step(error) => error,
+    })
 }
 
 fn refuse_socket(disk: &Disk<Device>, fd: i32, unusable: Unusable) -> Error {
@@ -130,13 +141,13 @@ fn configure(
     change: impl Fn(&mut Config) -> Result<(), BadGeometry>,
     live: impl FnOnce(&Arc<Attachment>) -> Result,
 ) -> Result {
-    let configured = disk.data().when_drained(|life| {
-        life.configure(ProcessRef::current(), change)
-            .map_err(|failure| match failure {
-                Failure::Refused(refusal) => refuse(disk, life, refusal),
-                Failure::Step(bad) => refuse_geometry(disk, bad),
-            })
-    })??;
+    let configured = disk
+        .data()
+        .when_drained(|life| life.configure(ProcessRef::current(), change))?
+        .map_err(|failure| match failure {
+            Failure::Refused(refusal) => refuse(disk, refusal),
+            Failure::Step(bad) => refuse_geometry(disk, bad),
+        })?;
     match configured {
         Configured::Setup(None) => Ok(()),
         Configured::Setup(Some(orphan)) => {

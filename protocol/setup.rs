@@ -129,6 +129,8 @@ pub enum Phase<K: Kinds> {
     Draining {
         /// Who started it.
         owner: K::Owner,
+        /// How large its export was.
+        size: ExportSize,
         /// What served.
         attachment: K::Attachment,
         /// Why it ended.
@@ -151,6 +153,24 @@ pub enum Refusal {
     NotMultiConn,
     /// More connections than a generation can have.
     TooManyConnections,
+    /// Somebody uses the disk exclusively, and what he uses may not become another export.
+    Held,
+}
+
+/// Whether somebody uses the disk exclusively: a mounted filesystem, say, of the last generation
+/// (invariant G4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskUse {
+    /// Nobody does.
+    Shared,
+    /// Somebody does.
+    Exclusive,
+}
+
+/// What is remembered of the last generation that ran.
+struct Last<K: Kinds> {
+    owner: K::Owner,
+    size: ExportSize,
 }
 
 /// A [`Refusal`], or what the caller's own step failed with.
@@ -194,6 +214,7 @@ pub enum Retired<K: Kinds> {
 pub struct Lifecycle<K: Kinds> {
     generation: u64,
     phase: Phase<K>,
+    last: Option<Last<K>>,
 }
 
 impl<K: Kinds> Default for Lifecycle<K> {
@@ -201,6 +222,7 @@ impl<K: Kinds> Default for Lifecycle<K> {
         Self {
             generation: 0,
             phase: Phase::Idle,
+            last: None,
         }
     }
 }
@@ -255,8 +277,15 @@ impl<K: Kinds> Lifecycle<K> {
     }
 
     /// Whether `caller` could add a connection now; so that a refusal comes before any effort.
-    pub fn may_add(&self, caller: &K::Owner) -> Result<(), Refusal> {
+    ///
+    /// Under an exclusive user only the last generation's owner may come back; whether to an
+    /// export of the same size is seen at the start.
+    pub fn may_add(&self, caller: &K::Owner, disk: DiskUse) -> Result<(), Refusal> {
+        let returns = self.last.as_ref().is_some_and(|last| last.owner == *caller);
         match &self.phase {
+            Phase::Idle | Phase::Setup(_) if disk == DiskUse::Exclusive && !returns => {
+                Err(Refusal::Held)
+            }
             Phase::Running { .. } => Err(Refusal::Running),
             Phase::Draining { .. } => Err(Refusal::Draining),
             Phase::Setup(setup) if setup.owner != *caller && setup.owner.is_alive() => {
@@ -280,9 +309,10 @@ impl<K: Kinds> Lifecycle<K> {
     pub fn add<E>(
         &mut self,
         caller: K::Owner,
+        disk: DiskUse,
         push: impl FnOnce(u64, &mut K::Connections) -> Result<(), E>,
     ) -> (Option<K::Connections>, Result<(), Failure<E>>) {
-        if let Err(refusal) = self.may_add(&caller) {
+        if let Err(refusal) = self.may_add(&caller, disk) {
             return (None, Err(refusal.into()));
         }
         let generation = match &self.phase {
@@ -332,10 +362,13 @@ impl<K: Kinds> Lifecycle<K> {
     ///
     /// The caller becomes its owner. It may be the one that set up, a child of that one (clients
     /// fork in between, and the parent may not have ended yet), or anyone once that one is dead.
-    /// `attach` makes the attachment out of the setup; if it fails it must leave the setup whole.
+    /// Under an exclusive user the last generation's owner alone may start another, of the same
+    /// size. `attach` makes the attachment out of the setup; if it fails it must leave the setup
+    /// whole.
     pub fn start<E>(
         &mut self,
         caller: K::Owner,
+        disk: DiskUse,
         attach: impl FnOnce(u64, &mut Setup<K>) -> Result<K::Attachment, E>,
     ) -> Result<K::Attachment, Failure<E>> {
         let generation = self.generation;
@@ -358,6 +391,13 @@ impl<K: Kinds> Lifecycle<K> {
                 .flags
                 .contains(TransmissionFlags::CAN_MULTI_CONN) => {}
             _ => return Err(Refusal::NotMultiConn.into()),
+        }
+        let returns = self
+            .last
+            .as_ref()
+            .is_some_and(|last| last.owner == caller && last.size == setup.config.size);
+        if disk == DiskUse::Exclusive && !returns {
+            return Err(Refusal::Held.into());
         }
         let attachment = attach(generation, setup).map_err(Failure::Step)?;
         self.phase = Phase::Running {
@@ -389,10 +429,13 @@ impl<K: Kinds> Lifecycle<K> {
             Phase::Idle => Retired::Nothing,
             Phase::Setup(setup) => Retired::Setup(setup.connections),
             Phase::Running {
-                owner, attachment, ..
+                owner,
+                config,
+                attachment,
             } => {
                 self.phase = Phase::Draining {
                     owner,
+                    size: config.size,
                     attachment: attachment.clone(),
                     reason,
                 };
@@ -400,11 +443,13 @@ impl<K: Kinds> Lifecycle<K> {
             }
             Phase::Draining {
                 owner,
+                size,
                 attachment,
                 reason,
             } => {
                 self.phase = Phase::Draining {
                     owner,
+                    size,
                     attachment: attachment.clone(),
                     reason,
                 };
@@ -426,12 +471,20 @@ impl<K: Kinds> Lifecycle<K> {
 
     /// The generation has drained: the device is idle. Returns why it had ended.
     pub fn drained(&mut self) -> Option<EndReason> {
-        match self.phase {
-            Phase::Draining { reason, .. } => {
-                self.phase = Phase::Idle;
+        match core::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Draining {
+                owner,
+                size,
+                reason,
+                ..
+            } => {
+                self.last = Some(Last { owner, size });
                 Some(reason)
             }
-            _ => None,
+            other => {
+                self.phase = other;
+                None
+            }
         }
     }
 }

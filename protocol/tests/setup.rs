@@ -7,7 +7,7 @@ mod world;
 use rnbd_protocol::{
     flags::TransmissionFlags,
     geometry::ExportSize,
-    setup::{Configured, EndReason, Failure, Lifecycle, Phase, Refusal, Retired},
+    setup::{Configured, DiskUse, EndReason, Failure, Lifecycle, Phase, Refusal, Retired},
 };
 use world::{add, count, resize, start, Process, World};
 
@@ -65,7 +65,7 @@ fn settings_may_come_before_the_socket() {
 fn a_living_owners_setup_is_protected() {
     let (owner, other) = (Process::new(), Process::new());
     let mut life = set_up(&owner);
-    assert_eq!(life.may_add(&other), Err(Refusal::Owned));
+    assert_eq!(life.may_add(&other, DiskUse::Shared), Err(Refusal::Owned));
     assert_eq!(
         add(&mut life, &other, 8).err(),
         Some(Failure::Refused(Refusal::Owned))
@@ -176,7 +176,7 @@ fn nothing_is_added_to_what_runs_or_drains() {
         (running(&owner), Refusal::Running),
         (draining(&owner), Refusal::Draining),
     ] {
-        assert_eq!(life.may_add(&owner), Err(refusal));
+        assert_eq!(life.may_add(&owner, DiskUse::Shared), Err(refusal));
         assert_eq!(
             add(&mut life, &owner, 9).err(),
             Some(Failure::Refused(refusal))
@@ -219,7 +219,9 @@ fn a_bad_setting_changes_nothing() {
 fn a_start_that_fails_leaves_the_setup() {
     let owner = Process::new();
     let mut life = set_up(&owner);
-    let failed = life.start(owner.clone(), |_, _| Err::<Vec<u32>, _>("no memory"));
+    let failed = life.start(owner.clone(), DiskUse::Shared, |_, _| {
+        Err::<Vec<u32>, _>("no memory")
+    });
     assert_eq!(failed, Err(Failure::Step("no memory")));
     assert_eq!(start(&mut life, &owner), Ok(vec![1]));
 }
@@ -296,4 +298,43 @@ fn anyone_else_who_clears_ends_the_setup() {
     assert!(matches!(life.phase(), Phase::Idle));
     let mut life = running(&owner);
     assert!(matches!(life.clear(&owner), Retired::Stopped(_)));
+}
+
+/// Whether `caller` may attach an export of `bytes` to a disk that somebody uses exclusively,
+/// after `owner` had one of 4096.
+fn may_return(owner: &Process, caller: &Process, bytes: u64) -> Result<(), Failure<()>> {
+    let mut life = idle();
+    let _ = resize(&mut life, owner, 4096).unwrap();
+    add(&mut life, owner, 1).unwrap();
+    start(&mut life, owner).unwrap();
+    let _ = life.retire(EndReason::ConnectionsLost);
+    life.drained();
+    let _ = resize(&mut life, caller, bytes).unwrap();
+    let (_, added) = life.add(caller.clone(), DiskUse::Exclusive, |_, connections| {
+        connections.0.push(2);
+        Ok(())
+    });
+    added?;
+    let started = life.start(caller.clone(), DiskUse::Exclusive, |_, setup| {
+        Ok(std::mem::take(&mut setup.connections.0))
+    });
+    started.map(|_| ())
+}
+
+#[test]
+fn only_the_last_owner_comes_back_under_an_exclusive_user_and_to_the_same_size() {
+    let (owner, other) = (Process::new(), Process::new());
+    let held = Err(Failure::Refused(Refusal::Held));
+    assert_eq!(may_return(&owner, &owner, 4096), Ok(()));
+    assert_eq!(may_return(&owner, &owner, 8192), held);
+    assert_eq!(may_return(&owner, &other, 4096), held);
+}
+
+#[test]
+fn a_disk_that_was_never_attached_is_not_taken_from_its_exclusive_user() {
+    let owner = Process::new();
+    assert_eq!(
+        idle().may_add(&owner, DiskUse::Exclusive),
+        Err(Refusal::Held)
+    );
 }

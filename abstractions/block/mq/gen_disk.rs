@@ -174,13 +174,6 @@ impl<T: Operations> Disk<T> {
         };
     }
 
-    /// Tells the block layer that another medium may be in the device: drops the page cache, ends
-    /// what is mounted on it, and moves the disk's sequence number. May sleep.
-    pub(crate) fn force_media_change(&self) {
-        // SAFETY: By the type invariant.
-        unsafe { bindings::disk_force_media_change(self.as_raw()) };
-    }
-
     /// Has the partition table read anew when the disk is opened next.
     pub(crate) fn need_partition_scan(&self) {
         // SAFETY: By the type invariant.

@@ -11,11 +11,13 @@
 //! * an *attachment* a disk: what the driver needs to serve requests, reachable from the request
 //!   path without a lock or a reference count, and taken away only while the queue is frozen
 //!   (`Frozen`);
+//! * claiming a disk to put another medium behind it;
 //! * queue limits, capacity, read-only state and sysfs attributes of a [`Disk`].
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 mod attribute;
+mod claim;
 mod gen_disk;
 mod limits;
 mod operations;
@@ -23,6 +25,7 @@ mod queue;
 mod request;
 
 pub(crate) use attribute::{Attribute, AttributeFile};
+pub(crate) use claim::Claim;
 pub(crate) use gen_disk::{Disk, DiskBuilder, GenDisk};
 pub(crate) use limits::{max_block_size, QueueLimits};
 pub(crate) use operations::{Operations, Timeout};

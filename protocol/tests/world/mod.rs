@@ -4,7 +4,7 @@
 
 use rnbd_protocol::{
     geometry::ExportSize,
-    setup::{Configured, Connections, Failure, Kinds, Lifecycle, Owner, Setup},
+    setup::{Configured, Connections, DiskUse, Failure, Kinds, Lifecycle, Owner, Setup},
 };
 use std::{cell::Cell, rc::Rc};
 
@@ -88,7 +88,7 @@ pub fn add(
     caller: &Process,
     socket: u32,
 ) -> Result<Option<Numbers>, Failure<()>> {
-    let (replaced, added) = life.add(caller.clone(), |_, connections| {
+    let (replaced, added) = life.add(caller.clone(), DiskUse::Shared, |_, connections| {
         connections.0.push(socket);
         Ok(())
     });
@@ -109,7 +109,7 @@ pub fn resize(
 
 /// `NBD_DO_IT`; gives the sockets that are attached.
 pub fn start(life: &mut Lifecycle<World>, caller: &Process) -> Result<Vec<u32>, Failure<()>> {
-    life.start(caller.clone(), |_, setup| {
+    life.start(caller.clone(), DiskUse::Shared, |_, setup| {
         Ok(std::mem::take(&mut setup.connections.0))
     })
 }

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who uses a disk exclusively, and changing what is behind it while nobody does.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use super::{Disk, Operations};
+use core::ptr::NonNull;
+use kernel::{bindings, error::to_result, fmt, prelude::*, types::ScopeGuard};
+
+/// The block layer's exclusive claim on a disk, held for a moment by its driver.
+///
+/// Nothing that needs the disk for itself (a filesystem, device-mapper, swap, an `O_EXCL` opener)
+/// has it or one of its partitions, or gets it, until this is dropped: it waits.
+///
+/// # Invariants
+///
+/// The claim was prepared, with the disk itself as the holder.
+pub(crate) struct Claim<'a, T: Operations> {
+    disk: &'a Disk<T>,
+}
+
+/// Who uses a disk exclusively, as far as the kernel says.
+pub(crate) struct ExclusiveUser {
+    partition: Option<u8>,
+    filesystem: bool,
+}
+
+impl fmt::Display for ExclusiveUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.filesystem {
+            write!(f, "a mounted filesystem")?;
+        } else {
+            write!(f, "device-mapper, RAID, swap or an exclusive opener")?;
+        }
+        match self.partition {
+            Some(number) => write!(f, " on partition {number}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<T: Operations> Disk<T> {
+    /// Claims the disk for its driver. Sleeps while somebody else is just claiming it; takes no
+    /// other lock.
+    ///
+    /// Fails with `EBUSY` if somebody has the disk, or one of its partitions, for himself.
+    pub(crate) fn claim(&self) -> Result<Claim<'_, T>> {
+        // SAFETY: The disk has its block device; any pointer that is nobody else's will do.
+        to_result(unsafe {
+            bindings::bd_prepare_to_claim(
+                (*self.as_raw()).part0,
+                self.as_raw().cast(),
+                core::ptr::null(),
+            )
+        })?;
+        // INVARIANT: It was prepared above.
+        Ok(Claim { disk: self })
+    }
+
+    /// Who uses the disk exclusively. Takes the disk's open lock. For a message only: it may have
+    /// changed when this returns.
+    pub(crate) fn exclusive_user(&self) -> Option<ExclusiveUser> {
+        let mut found = None;
+        self.for_each_bdev(|bdev| {
+            // SAFETY: `for_each_bdev` passes a valid block device. The fields may change
+            // meanwhile: they are read as numbers, and not followed.
+            let (holder, ops, number) = unsafe {
+                (
+                    (&raw const (*bdev).bd_holder).read_volatile(),
+                    (&raw const (*bdev).bd_holder_ops).read_volatile(),
+                    (*bdev).__bd_flags.counter as u8,
+                )
+            };
+            // A partition tells more than the disk, which is marked as well when one is in use.
+            if !holder.is_null() {
+                found = Some(ExclusiveUser {
+                    partition: (number != 0).then_some(number),
+                    filesystem: !ops.is_null(),
+                });
+            }
+        });
+        found
+    }
+
+    /// Calls `visit` for the disk's block device and those of its partitions, under the disk's
+    /// open lock.
+    fn for_each_bdev(&self, mut visit: impl FnMut(*mut bindings::block_device)) {
+        let disk = self.as_raw();
+        // SAFETY: The lock is part of the disk. While it is held partitions neither come nor go.
+        unsafe { bindings::mutex_lock(&raw mut (*disk).open_mutex) };
+        // SAFETY: It was taken above.
+        let _unlock =
+            ScopeGuard::new(move || unsafe { bindings::mutex_unlock(&raw mut (*disk).open_mutex) });
+        // SAFETY: The table is part of the disk, and holds valid block devices.
+        let table = unsafe { &raw mut (*disk).part_tbl };
+        let mut index = 0;
+        // SAFETY: As above; any entry counts.
+        let mut entry = unsafe {
+            bindings::xa_find(
+                table,
+                &mut index,
+                kernel::ffi::c_ulong::MAX,
+                bindings::XA_PRESENT,
+            )
+        };
+        while let Some(bdev) = NonNull::new(entry.cast::<bindings::block_device>()) {
+            visit(bdev.as_ptr());
+            // SAFETY: As above.
+            entry = unsafe {
+                bindings::xa_find_after(
+                    table,
+                    &mut index,
+                    kernel::ffi::c_ulong::MAX,
+                    bindings::XA_PRESENT,
+                )
+            };
+        }
+    }
+}
+
+impl<T: Operations> Claim<'_, T> {
+    /// Tells the block layer that another medium is in the device: whatever the page cache holds
+    /// of the old one is dropped, written or not, also where it is mapped, and the disk's sequence
+    /// number moves. Takes the disk's open lock; sleeps, but for no I/O of dirty data.
+    pub(crate) fn change_medium(&self) {
+        self.disk.for_each_bdev(|bdev| {
+            // SAFETY: `for_each_bdev` passes a valid block device, with its page cache. With the
+            // claim, no filesystem's buffers are among the pages that go.
+            unsafe {
+                bindings::invalidate_bdev(bdev);
+                bindings::truncate_inode_pages((*bdev).bd_mapping, 0);
+            }
+        });
+        // SAFETY: The disk is valid; nobody who would be told that it died has claimed it.
+        unsafe { bindings::disk_force_media_change(self.disk.as_raw()) };
+    }
+}
+
+impl<T: Operations> Drop for Claim<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe {
+            bindings::bd_abort_claiming((*self.disk.as_raw()).part0, self.disk.as_raw().cast())
+        };
+    }
+}
