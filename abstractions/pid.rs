@@ -18,17 +18,27 @@ const COMM_LEN: usize = bindings::TASK_COMM_LEN as usize;
 ///
 /// # Invariants
 ///
-/// `0` is the pid of a thread group, with a reference that is this value's.
-pub(crate) struct ProcessRef(NonNull<bindings::pid>);
+/// `pid` is the pid of a thread group, with a reference that is this value's.
+pub(crate) struct ProcessRef {
+    pid: NonNull<bindings::pid>,
+    name: [u8; COMM_LEN],
+}
 
 impl ProcessRef {
     /// The process of the current task.
     pub(crate) fn current() -> Self {
         // SAFETY: The current task has a thread group, so neither pointer is null; the second call
         // takes the reference. A kernel thread is a group of its own.
-        Self(unsafe {
+        let pid = unsafe {
             NonNull::new_unchecked(extra::rnbd_helper_get_pid(extra::rnbd_helper_current_tgid()))
-        })
+        };
+        // INVARIANT: It is the current thread group's, and the reference was taken above.
+        let mut this = Self {
+            pid,
+            name: [0; COMM_LEN],
+        };
+        this.name = this.read_name().unwrap_or_default();
+        this
     }
 
     /// Whether a thread of the process has not begun to exit.
@@ -37,7 +47,7 @@ impl ProcessRef {
         // SAFETY: By the type invariant. The task found stays for the RCU section, and its signal
         // structure with it.
         unsafe {
-            let leader = bindings::pid_task(self.0.as_ptr(), bindings::pid_type_PIDTYPE_TGID);
+            let leader = bindings::pid_task(self.pid.as_ptr(), bindings::pid_type_PIDTYPE_TGID);
             !leader.is_null() && extra::rnbd_helper_signal_live(leader) > 0
         }
     }
@@ -47,39 +57,41 @@ impl ProcessRef {
     pub(crate) fn is_parent_of_current(&self) -> bool {
         let _rcu = rcu::read_lock();
         // SAFETY: The RCU lock is held; only the pointers are compared.
-        unsafe { extra::rnbd_helper_parent_tgid() == self.0.as_ptr() }
+        unsafe { extra::rnbd_helper_parent_tgid() == self.pid.as_ptr() }
     }
 
     /// Its number in the initial pid namespace.
     pub(crate) fn number(&self) -> i32 {
         // SAFETY: By the type invariant. The first entry is the initial namespace's.
-        unsafe { (*self.0.as_ptr()).numbers.as_ptr().read().nr }
+        unsafe { (*self.pid.as_ptr()).numbers.as_ptr().read().nr }
     }
 
-    /// Its name, if it is not gone.
-    fn name(&self) -> Option<[u8; COMM_LEN]> {
+    /// The name that it had when this was made, as far as that is text.
+    pub(crate) fn name(&self) -> &str {
+        let text = self
+            .name
+            .split(|&byte| byte == 0)
+            .next()
+            .unwrap_or_default();
+        core::str::from_utf8(text).unwrap_or("?")
+    }
+
+    fn read_name(&self) -> Option<[u8; COMM_LEN]> {
         let _rcu = rcu::read_lock();
         // SAFETY: By the type invariant; the task found stays for the RCU section.
         let leader =
-            unsafe { bindings::pid_task(self.0.as_ptr(), bindings::pid_type_PIDTYPE_TGID) };
-        if leader.is_null() {
-            return None;
-        }
+            unsafe { bindings::pid_task(self.pid.as_ptr(), bindings::pid_type_PIDTYPE_TGID) };
         // SAFETY: As above. The name may be changed while it is read: that mixes two names, no
         // more, for the array is always NUL-terminated in its last byte.
-        let comm = unsafe { core::ptr::read_volatile(&raw const (*leader).comm) };
-        Some(comm)
+        (!leader.is_null()).then(|| unsafe { (&raw const (*leader).comm).read_volatile() })
     }
 }
 
 impl fmt::Display for ProcessRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid {}", self.number())?;
-        if let Some(name) = self.name() {
-            let end = name.iter().position(|&byte| byte == 0).unwrap_or(0);
-            if let Some(Ok(name)) = name.get(..end).map(core::str::from_utf8) {
-                write!(f, " ({name})")?;
-            }
+        write!(f, "pid {} ({})", self.number(), self.name())?;
+        if !self.is_alive() {
+            write!(f, ", which has died")?;
         }
         Ok(())
     }
@@ -87,14 +99,14 @@ impl fmt::Display for ProcessRef {
 
 impl PartialEq for ProcessRef {
     fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
+        self.pid == other.pid
     }
 }
 
 impl Drop for ProcessRef {
     fn drop(&mut self) {
         // SAFETY: By the type invariant the reference is this value's.
-        unsafe { bindings::put_pid(self.0.as_ptr()) };
+        unsafe { bindings::put_pid(self.pid.as_ptr()) };
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::{
     connection::{Connection, ConnectionRef, Death},
-    device::{Device, RequestWord},
+    device::{Device, RequestWord, Trouble},
     owner::Setup,
 };
 use crate::{
@@ -137,11 +137,16 @@ impl Attachment {
         if matches!(death, Death::TimedOut) {
             self.timed_out.store(true, Relaxed);
         }
-        if !connection.kill() {
+        if !connection.kill(death) {
             return;
         }
         let left = self.live.fetch_sub(1, Full).saturating_sub(1);
         if !self.draining.load(Relaxed) {
+            connection.disk().data().note(Trouble::Connection {
+                generation: self.generation,
+                index: connection.route.connection,
+                death,
+            });
             dev_warn!(
                 connection.disk().device(),
                 "connection {}: {death}; {left} of {} left\n",

@@ -7,7 +7,8 @@ use crate::{
     abstractions::{
         block::mq::{Disk, Request},
         deferred::{Deferred, Later},
-        net::socket::Socket,
+        net::{address::Address, socket::Socket},
+        pid::ProcessRef,
     },
     protocol::{
         request::{Route, SendMark},
@@ -22,6 +23,7 @@ use kernel::{
         atomic::{Atomic, Full, Relaxed},
         Arc, Mutex,
     },
+    time::{Instant, Monotonic},
 };
 
 /// A connection that may be shared, and that a worker can finish a send on.
@@ -35,9 +37,32 @@ pub(super) struct Connection {
     pub(super) socket: Socket,
     disk: ARef<Disk<Device>>,
     dead: Atomic<bool>,
+    /// What the socket was when it was added, and who added it.
+    pub(super) origin: Origin,
+    /// Bytes sent and received, headers included.
+    pub(super) sent: Atomic<u64>,
+    pub(super) received: Atomic<u64>,
+    /// How the connection died, once it has.
+    #[pin]
+    end: Mutex<Option<End>>,
     /// Serialises senders: a request goes out whole before the next begins.
     #[pin]
     pub(super) tx: Mutex<Tx>,
+}
+
+/// Where a connection came from.
+pub(super) struct Origin {
+    pub(super) local: Address,
+    pub(super) peer: Address,
+    /// The process that added it.
+    pub(super) added_by: i32,
+}
+
+/// How and when a connection died.
+#[derive(Clone, Copy)]
+pub(super) struct End {
+    pub(super) death: Death,
+    pub(super) at: Instant<Monotonic>,
 }
 
 /// What a connection's senders leave to each other.
@@ -102,6 +127,11 @@ impl Connection {
     /// A live connection over `socket`, the `index`th of its generation.
     pub(super) fn new(disk: &Disk<Device>, index: u16, socket: Socket) -> Result<ConnectionRef> {
         socket.reclassify_locks();
+        let origin = Origin {
+            local: socket.local_address(),
+            peer: socket.peer_address(),
+            added_by: ProcessRef::current().number(),
+        };
         Arc::pin_init(
             Deferred::new(try_pin_init!(Self {
                 route: Route {
@@ -111,6 +141,10 @@ impl Connection {
                 socket,
                 disk: disk.get(),
                 dead: Atomic::new(false),
+                origin,
+                sent: Atomic::new(0),
+                received: Atomic::new(0),
+                end <- new_mutex!(None, "rnbd::connection_end"),
                 tx <- new_mutex!(Tx::default(), "rnbd::tx"),
             }? Error)),
             GFP_KERNEL,
@@ -120,6 +154,19 @@ impl Connection {
     /// The disk that the connection serves.
     pub(super) fn disk(&self) -> &Disk<Device> {
         &self.disk
+    }
+
+    /// Counts bytes that went out. Its one sender at a time calls this.
+    pub(super) fn count_sent(&self, bytes: usize) {
+        self.sent
+            .store(self.sent.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
+    }
+
+    /// Counts bytes that came in. Its receiver alone calls this.
+    pub(super) fn count_received(&self, bytes: usize) {
+        let before = self.received.load(Relaxed);
+        self.received
+            .store(before.wrapping_add(bytes as u64), Relaxed);
     }
 
     /// Whether the connection died.
@@ -132,12 +179,21 @@ impl Connection {
     ///
     /// Fully ordered: who puts a request on the wire after this sees the death, or else whoever
     /// looks for stranded requests after this sees the request.
-    pub(super) fn kill(&self) -> bool {
+    pub(super) fn kill(&self, death: Death) -> bool {
         if self.dead.xchg(true, Full) {
             return false;
         }
+        *self.end.lock() = Some(End {
+            death,
+            at: Instant::now(),
+        });
         self.socket.shutdown();
         true
+    }
+
+    /// How and when the connection died; none, while it lives or is just dying.
+    pub(super) fn end(&self) -> Option<End> {
+        *self.end.lock()
     }
 }
 

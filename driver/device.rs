@@ -2,11 +2,14 @@
 
 //! One `/dev/nbdN`: its setup lock, and what the block layer asks of it.
 
-use super::{attachment::Attachment, ioctl, owner::Lifecycle, teardown, timeout, transmit};
+use super::{
+    attachment::Attachment, connection::Death, ioctl, owner::Lifecycle, teardown, timeout, transmit,
+};
 use crate::{
     abstractions::{
         block::mq::{Disk, Operations, Request, Timeout},
         pid,
+        ratelimit::RateLimit,
     },
     protocol::{
         request::{AtomicWord, Word},
@@ -14,7 +17,7 @@ use crate::{
     },
 };
 use kernel::{
-    new_condvar, new_mutex,
+    fmt, new_condvar, new_mutex,
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Full, Relaxed, Release},
@@ -38,6 +41,45 @@ pub(crate) struct Device {
     pub(super) phase_changed: CondVar,
     /// The task that started the generation which is attached, or 0.
     pid: Atomic<i32>,
+    /// The last thing that went wrong. Innermost of all locks.
+    #[pin]
+    trouble: Mutex<Option<Trouble>>,
+    /// Bounds how often refusals are said in the log.
+    pub(super) said: RateLimit,
+}
+
+/// Something that went wrong with a device.
+#[derive(Clone, Copy)]
+pub(super) enum Trouble {
+    /// A connection died while its generation ran.
+    Connection {
+        generation: u64,
+        index: u16,
+        death: Death,
+    },
+    /// A generation could not be started.
+    Start { generation: u64, error: Error },
+    /// The task that had started a generation got a signal, or died.
+    Interrupted { generation: u64 },
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection {
+                generation,
+                index,
+                death,
+            } => f.write_fmt(fmt!("generation {generation}, connection {index}: {death}")),
+            Self::Start { generation, error } => {
+                write!(f, "generation {generation}: cannot start ({error:?})")
+            }
+            Self::Interrupted { generation } => write!(
+                f,
+                "generation {generation}: the task in NBD_DO_IT got a signal"
+            ),
+        }
+    }
 }
 
 impl Device {
@@ -48,6 +90,8 @@ impl Device {
             setup <- new_mutex!(Lifecycle::default(), "rnbd::setup"),
             phase_changed <- new_condvar!("rnbd::phase_changed"),
             pid: Atomic::new(0),
+            trouble <- new_mutex!(None, "rnbd::trouble"),
+            said: RateLimit::new(),
         })
     }
 
@@ -58,6 +102,16 @@ impl Device {
 
     pub(super) fn set_pid(&self, pid: i32) {
         self.pid.store(pid, Relaxed);
+    }
+
+    /// Keeps in mind what went wrong. May sleep.
+    pub(super) fn note(&self, trouble: Trouble) {
+        *self.trouble.lock() = Some(trouble);
+    }
+
+    /// The last thing that went wrong. May sleep.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        *self.trouble.lock()
     }
 
     /// Runs `step` under the setup lock, once no generation drains any more. Sleeps; a signal

@@ -8,7 +8,7 @@
 
 use super::{
     attachment::{answer, Attachment, End},
-    device::Device,
+    device::{Device, Trouble},
     geometry,
     receive::Receiver,
     setup, sysfs, teardown,
@@ -68,7 +68,12 @@ pub(super) fn run(disk: &Disk<Device>) -> Result {
     brought_up?;
     match reason {
         EndReason::TimedOut => Err(ETIMEDOUT),
-        EndReason::Interrupted => Err(EINTR),
+        EndReason::Interrupted => {
+            device.note(Trouble::Interrupted {
+                generation: attachment.generation,
+            });
+            Err(EINTR)
+        }
         _ => Ok(()),
     }
 }
@@ -118,6 +123,10 @@ fn bring_up(
     };
     let result = try_bring_up(disk, attachment, &mut presence);
     if let Err(error) = result {
+        disk.data().note(Trouble::Start {
+            generation: attachment.generation,
+            error,
+        });
         dev_err!(disk.device(), "cannot start ({error:?})\n");
     }
     (presence, result)

@@ -9,10 +9,11 @@
 //!   [`teardown`]: how it is ended. [`geometry`]: sizes and limits of its disk.
 //! * [`connection`]: one socket of it. [`transmit`], [`receive`], [`timeout`]: requests on the
 //!   wire.
-//! * [`sysfs`]: what it shows.
+//! * [`sysfs`], [`debugfs`]: what state it is in.
 
 mod attachment;
 mod connection;
+mod debugfs;
 mod device;
 mod geometry;
 mod ioctl;

@@ -2,12 +2,12 @@
 
 //! Loading and unloading; the devices there are.
 
-use super::{device::Device, params::Params};
+use super::{debugfs::DeviceFiles, device::Device, params::Params, sysfs};
 use crate::abstractions::block::{
     major::Major,
     mq::{DiskBuilder, GenDisk, QueueLimits},
 };
-use kernel::{bindings, prelude::*};
+use kernel::{bindings, debugfs::Dir, prelude::*, str::CString};
 
 /// Requests that a hardware queue takes.
 const QUEUE_DEPTH: u32 = 128;
@@ -20,9 +20,16 @@ const IO_OPT: u32 = 128 << 10;
 
 /// The loaded module.
 pub(crate) struct Module {
-    /// Dropped first: the major number goes when nothing uses it any more.
-    _disks: KVec<GenDisk<Device>>,
+    // Dropped in this order: what shows a disk, the disk, what it is made of.
+    _devices: KVec<Entry>,
+    _debugfs: Dir,
     _major: Major,
+}
+
+/// One device, in the system.
+struct Entry {
+    _files: DeviceFiles,
+    _disk: GenDisk<Device>,
 }
 
 impl kernel::Module for Module {
@@ -34,12 +41,21 @@ impl kernel::Module for Module {
                 bindings::NBD_MAJOR
             );
         })?;
-        let mut disks = KVec::with_capacity(params.devices as usize, GFP_KERNEL)?;
+        let debugfs = Dir::new(c"nbd");
+        let mut devices = KVec::with_capacity(params.devices as usize, GFP_KERNEL)?;
         for index in 0..params.devices {
-            disks.push(add_disk(module, params, index)?, GFP_KERNEL)?;
+            let disk = add_disk(module, params, index)?;
+            let name = CString::try_from_fmt(fmt!("nbd{index}"))?;
+            let files = DeviceFiles::create(&debugfs, &name, &disk)?;
+            let entry = Entry {
+                _files: files,
+                _disk: disk,
+            };
+            devices.push(entry, GFP_KERNEL)?;
         }
         Ok(Self {
-            _disks: disks,
+            _devices: devices,
+            _debugfs: debugfs,
             _major: major,
         })
     }
@@ -59,6 +75,11 @@ fn add_disk(module: &'static ThisModule, params: Params, index: u32) -> Result<G
         queue_depth: QUEUE_DEPTH,
         limits,
     }
-    .build(module, fmt!("nbd{index}"), Device::new(index))
+    .build(
+        module,
+        fmt!("nbd{index}"),
+        &sysfs::GROUP,
+        Device::new(index),
+    )
     .inspect_err(|error| pr_err!("nbd{index}: cannot add the device ({error:?})\n"))
 }

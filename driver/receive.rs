@@ -50,6 +50,7 @@ impl Receiver {
     fn serve_reply(&self) -> Result<(), Death> {
         let mut bytes = [0; REPLY_SIZE];
         let (came, result) = self.connection.socket.receive(&mut Kvec::dest(&mut bytes));
+        self.connection.count_received(came);
         result.map_err(|error| match came {
             0 if error == EPIPE => Death::ServerClosed,
             0 => Death::ReceiveFailed(error),
@@ -89,7 +90,9 @@ impl Receiver {
         }
         if request.op() == Op::Read {
             for mut piece in request.dest() {
-                self.connection.socket.receive(&mut piece).1?;
+                let (came, result) = self.connection.socket.receive(&mut piece);
+                self.connection.count_received(came);
+                result?;
             }
         }
         Ok(Status::Ok)

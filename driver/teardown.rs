@@ -26,7 +26,7 @@ use kernel::prelude::*;
 /// and released. Sleeps.
 pub(super) fn dispose(connections: ConnectionArray) {
     for connection in &connections.0 {
-        connection.kill();
+        connection.kill(Death::Retired);
     }
 }
 

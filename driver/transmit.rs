@@ -162,6 +162,7 @@ fn send(
         let (sent, result) = connection
             .socket
             .send(&mut Kvec::source(rest), more, Wait::Allowed);
+        connection.count_sent(sent);
         done = done.saturating_add(sent);
         if let Err(error) = result {
             return Sent::stopped(done, error);
@@ -178,6 +179,7 @@ fn send(
             More::Follows
         };
         let (sent, result) = connection.socket.send(&mut piece, more, Wait::Allowed);
+        connection.count_sent(sent);
         done = done.saturating_add(sent);
         if let Err(error) = result {
             return Sent::stopped(done, error);

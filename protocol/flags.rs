@@ -26,6 +26,18 @@ impl TransmissionFlags {
     /// One client may use several connections, and a flush on one covers writes on all.
     pub const CAN_MULTI_CONN: Self = Self(1 << 8);
 
+    /// The flags that have names, as nbd.ko's debugfs lists them.
+    pub const NAMED: [(Self, &'static str); 8] = [
+        (Self::HAS_FLAGS, "NBD_FLAG_HAS_FLAGS"),
+        (Self::READ_ONLY, "NBD_FLAG_READ_ONLY"),
+        (Self::SEND_FLUSH, "NBD_FLAG_SEND_FLUSH"),
+        (Self::SEND_FUA, "NBD_FLAG_SEND_FUA"),
+        (Self::SEND_TRIM, "NBD_FLAG_SEND_TRIM"),
+        (Self::SEND_WRITE_ZEROES, "NBD_FLAG_SEND_WRITE_ZEROES"),
+        (Self::ROTATIONAL, "NBD_FLAG_ROTATIONAL"),
+        (Self::CAN_MULTI_CONN, "NBD_FLAG_CAN_MULTI_CONN"),
+    ];
+
     /// Flags with these bits.
     pub const fn from_bits(bits: u32) -> Self {
         Self(bits)

@@ -199,6 +199,11 @@ impl<A: AtomicWord> Word<A> {
         }
     }
 
+    /// The cookie that the request has on the wire, for its unique tag `tag`.
+    pub fn cookie(&self, tag: u32) -> Cookie {
+        Cookie::new(self.fields().sequence, tag)
+    }
+
     /// The route that the request is on, unless it is answered.
     pub fn route(&self) -> Option<Route> {
         let fields = self.fields();

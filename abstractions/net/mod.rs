@@ -2,4 +2,5 @@
 
 //! Networking.
 
+pub(crate) mod address;
 pub(crate) mod socket;

@@ -5,7 +5,10 @@
 //! C header: [`include/linux/net.h`](srctree/include/linux/net.h)
 
 use crate::{
-    abstractions::iov::{self, Dest, IoVec, Source},
+    abstractions::{
+        iov::{self, Dest, IoVec, Source},
+        net::address::Address,
+    },
     bindings as extra,
 };
 use core::ptr::NonNull;
@@ -70,6 +73,18 @@ impl Socket {
             return Err(Unusable::NoShutdown);
         }
         Ok(socket)
+    }
+
+    /// Our end's address.
+    pub(crate) fn local_address(&self) -> Address {
+        // SAFETY: By the type invariant; there is room for any address.
+        Address::read(|room| unsafe { bindings::kernel_getsockname(self.0.as_ptr(), room) })
+    }
+
+    /// The other end's address, while it is connected.
+    pub(crate) fn peer_address(&self) -> Address {
+        // SAFETY: As above.
+        Address::read(|room| unsafe { bindings::kernel_getpeername(self.0.as_ptr(), room) })
     }
 
     fn sk(&self) -> *mut bindings::sock {

@@ -5,6 +5,7 @@
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{
+    attribute::{AttributeGroup, RawGroups},
     operations::{Operations, Tables},
     queue::AttachmentCell,
     request::{Pdu, Request},
@@ -71,6 +72,7 @@ pub(super) struct Private<T: Operations> {
     tag_set: TagSet<T>,
     pub(super) attachment: AttachmentCell<T::Attachment>,
     fops: bindings::block_device_operations,
+    groups: RawGroups,
     #[pin]
     data: T::DiskData,
 }
@@ -228,6 +230,7 @@ impl DiskBuilder {
         self,
         owner: &'static ThisModule,
         name: fmt::Arguments<'_>,
+        attributes: &AttributeGroup<T>,
         data: impl PinInit<T::DiskData, Error>,
     ) -> Result<GenDisk<T>> {
         let private = KBox::pin_init(
@@ -235,6 +238,7 @@ impl DiskBuilder {
                 tag_set <- TagSet::new(self.hw_queues, self.queue_depth),
                 attachment: AttachmentCell::new(),
                 fops: Tables::<T>::fops(owner),
+                groups: RawGroups::new(attributes)?,
                 data <- data,
             }),
             GFP_KERNEL,
@@ -272,7 +276,7 @@ impl DiskBuilder {
 
         // SAFETY: The disk is filled in.
         to_result(unsafe {
-            bindings::device_add_disk(core::ptr::null_mut(), disk, core::ptr::null_mut())
+            bindings::device_add_disk(core::ptr::null_mut(), disk, (*private).groups.as_ptr())
         })?;
 
         free_disk.dismiss();

@@ -24,7 +24,7 @@ mod operations;
 mod queue;
 mod request;
 
-pub(crate) use attribute::{Attribute, AttributeFile};
+pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttribute};
 pub(crate) use claim::Claim;
 pub(crate) use gen_disk::{Disk, DiskBuilder, GenDisk};
 pub(crate) use limits::{max_block_size, QueueLimits};

@@ -37,6 +37,20 @@ pub(crate) enum Op {
     Other(u32),
 }
 
+impl Op {
+    /// The operation's name.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write_zeroes",
+            Self::Other(_) => "other",
+        }
+    }
+}
+
 /// How a request ended, for its submitter (`blk_status_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -269,6 +283,19 @@ impl<T: Operations> Request<T> {
     pub(crate) fn bytes(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_blk_rq_bytes(self.0.get()) }
+    }
+
+    /// How long ago the block layer made the request, in milliseconds; none, if it does not keep
+    /// time for this disk.
+    pub(crate) fn age_ms(&self) -> Option<u64> {
+        // SAFETY: By the type invariant; the field is set before the driver gets the request.
+        let start = unsafe { (*self.0.get()).start_time_ns };
+        if start == 0 {
+            return None;
+        }
+        // SAFETY: May be called in any context.
+        let now = unsafe { bindings::ktime_get() } as u64;
+        Some(now.saturating_sub(start) / 1_000_000)
     }
 
     /// Hardware queue and tag in one number, which [`super::Disk::request_by_tag`] takes.

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Files in debugfs, `nbd/nbdN/`: nbd.ko's by their names, and tables of a device's connections and
+//! of the requests that it has in flight.
+//!
+//! Reading takes the setup lock for a moment, and waits for no server.
+
+use super::{connection::ConnectionRef, device::Device};
+use crate::{
+    abstractions::block::mq::Disk,
+    protocol::{
+        flags::TransmissionFlags,
+        request::Route,
+        setup::{Config, Phase},
+    },
+};
+use kernel::{
+    debugfs::{Dir, File},
+    fmt,
+    prelude::*,
+    sync::{aref::ARef, atomic::Relaxed},
+    time::msecs_to_jiffies,
+};
+
+type DiskRef = ARef<Disk<Device>>;
+
+/// A device's files, in debugfs until this is dropped.
+pub(super) struct DeviceFiles {
+    _files: [Pin<KBox<File<DiskRef>>>; 7],
+}
+
+impl DeviceFiles {
+    /// Creates the files of a disk below `root`. Sleeps.
+    pub(super) fn create(root: &Dir, name: &CStr, disk: &Disk<Device>) -> Result<Self> {
+        let dir = root.subdir(name);
+        macro_rules! file {
+            ($name:literal, $show:ident) => {
+                KBox::pin_init(
+                    dir.read_callback_file($name, disk.get(), &|disk: &DiskRef, f| $show(disk, f)),
+                    GFP_KERNEL,
+                )?
+            };
+        }
+        Ok(Self {
+            _files: [
+                file!(c"tasks", tasks),
+                file!(c"size_bytes", size_bytes),
+                file!(c"timeout", timeout),
+                file!(c"blocksize_bits", blocksize_bits),
+                file!(c"flags", flags),
+                file!(c"connections", connections),
+                file!(c"requests", requests),
+            ],
+        })
+    }
+}
+
+fn config(disk: &Disk<Device>) -> Config {
+    match disk.data().setup.lock().phase() {
+        Phase::Setup(setup) => setup.config,
+        Phase::Running { config, .. } => *config,
+        Phase::Idle | Phase::Draining { .. } => Config::default(),
+    }
+}
+
+fn tasks(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match disk.data().pid() {
+        0 => Ok(()),
+        pid => writeln!(f, "recv: {pid}"),
+    }
+}
+
+fn size_bytes(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "{}", config(disk).size.bytes())
+}
+
+/// In jiffies, as nbd.ko gives it.
+fn timeout(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let milliseconds = config(disk).timeout.saturating_mul(1000);
+    writeln!(f, "{}", msecs_to_jiffies(milliseconds))
+}
+
+fn blocksize_bits(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "{}", config(disk).block_size.bits())
+}
+
+fn flags(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let flags = config(disk).flags;
+    write!(f, "Hex: {:#010x}\n\nKnown flags:\n", flags.bits())?;
+    for (flag, name) in TransmissionFlags::NAMED {
+        if flags.contains(flag) {
+            writeln!(f, "{name}")?;
+        }
+    }
+    Ok(())
+}
+
+/// The connections of the newest generation, without the setup lock held any longer.
+fn connections_of(disk: &Disk<Device>) -> KVec<ConnectionRef> {
+    let life = disk.data().setup.lock();
+    let connections = match life.phase() {
+        Phase::Idle => return KVec::new(),
+        Phase::Setup(setup) => &setup.connections.0,
+        Phase::Running { attachment, .. } | Phase::Draining { attachment, .. } => {
+            &attachment.connections
+        }
+    };
+    let mut copies = KVec::new();
+    for connection in connections {
+        // Without memory the table is shorter.
+        if copies.push(connection.clone(), GFP_KERNEL).is_err() {
+            break;
+        }
+    }
+    copies
+}
+
+fn in_flight(disk: &Disk<Device>, route: Route) -> u32 {
+    let mut count = 0_u32;
+    disk.for_each_request(|request| {
+        if request.data().word.route() == Some(route) {
+            count = count.saturating_add(1);
+        }
+    });
+    count
+}
+
+/// One line a connection. `since_ms` is how long ago it died.
+fn connections(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(
+        f,
+        "index family local peer state since_ms epoch owner inflight sent received reason"
+    )?;
+    for connection in &connections_of(disk) {
+        let origin = &connection.origin;
+        write!(f, "{} ", connection.route.connection)?;
+        match origin.local.family() {
+            Some(family) => f.write_fmt(fmt!("{family}"))?,
+            None => write!(f, "-")?,
+        }
+        f.write_fmt(fmt!(" {} {} ", origin.local, origin.peer))?;
+        let end = connection.end();
+        match end {
+            Some(end) => write!(f, "dead {}", end.at.elapsed().as_millis())?,
+            None => write!(f, "live -")?,
+        }
+        write!(
+            f,
+            " {} {} {} {} {} ",
+            connection.route.epoch,
+            origin.added_by,
+            in_flight(disk, connection.route),
+            connection.sent.load(Relaxed),
+            connection.received.load(Relaxed),
+        )?;
+        match end {
+            Some(end) => f.write_fmt(fmt!("{}\n", end.death))?,
+            None => writeln!(f, "-")?,
+        }
+    }
+    Ok(())
+}
+
+/// One line a request that a server owes an answer to.
+fn requests(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "age_ms operation sector bytes connection cookie")?;
+    let mut result = Ok(());
+    disk.for_each_request(|request| {
+        let word = &request.data().word;
+        let Some(route) = word.route() else {
+            return;
+        };
+        let mut line = || {
+            match request.age_ms() {
+                Some(age) => write!(f, "{age}")?,
+                None => write!(f, "-")?,
+            }
+            writeln!(
+                f,
+                " {} {} {} {} {:#018x}",
+                request.op().name(),
+                request.sector(),
+                request.bytes(),
+                route.connection,
+                word.cookie(request.unique_tag()).to_wire(),
+            )
+        };
+        if result.is_ok() {
+            result = line();
+        }
+    });
+    result
+}
