@@ -55,4 +55,4 @@ distclean: ## remove the whole cache: toolchain root, kernel, builds
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\): ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
-	@echo 'KERNEL=7.2 chooses another kernel series, MIRROR=URL another place for packages, XDG_CACHE_HOME=DIR for the cache.'
+	@echo 'KERNEL=7.3 chooses another kernel series, MIRROR=URL another place for packages, XDG_CACHE_HOME=DIR for the cache.'
