@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Attaching a device by ioctl, step by step as nbd-client does it.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 
-use crate::device::{self, Device, flag, req};
+use crate::device::{self, Device, flag, open_direct, req, round_trip};
 use crate::process::{self, Child, PATIENCE, fork_child, wait_for};
-use crate::server::{Server, Transport};
+use crate::server::{Export, Server, Transport};
 
 /// What a client tells the driver before NBD_DO_IT.
 #[derive(Clone, Copy)]
@@ -56,9 +56,18 @@ impl Setup {
 
     /// Everything up to NBD_DO_IT. The sockets are the driver's alone when this returns.
     pub fn prepare(&self, device: &Device, server: &Server) -> Result<()> {
-        for _ in 0..self.connections {
-            let socket = server.connect(self.transport)?;
-            self.step(device, "NBD_SET_SOCK", req::SET_SOCK, socket.as_raw_fd() as u64)?;
+        let sockets = self.sockets(server)?;
+        let fds: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        self.tell(device, &fds)
+    }
+
+    fn sockets(&self, server: &Server) -> Result<Vec<OwnedFd>> {
+        (0..self.connections).map(|_| server.connect(self.transport)).collect()
+    }
+
+    fn tell(&self, device: &Device, sockets: &[RawFd]) -> Result<()> {
+        for socket in sockets {
+            self.step(device, "NBD_SET_SOCK", req::SET_SOCK, *socket as u64)?;
         }
         self.step(device, "NBD_SET_BLKSIZE", req::SET_BLKSIZE, self.block_size)?;
         let blocks = self.size / self.block_size;
@@ -70,7 +79,7 @@ impl Setup {
     }
 
     fn step(&self, device: &Device, name: &str, cmd: u32, arg: u64) -> Result<()> {
-        device.ioctl(cmd, arg).map(drop).map_err(|errno| anyhow!("{name} {arg}: {errno}"))
+        device.ioctl(cmd, arg).map(drop).with_context(|| format!("{name} {arg}"))
     }
 
     /// Sets up and runs NBD_DO_IT in a thread; returns when the device is usable.
@@ -84,30 +93,43 @@ impl Setup {
     /// The same in a process of its own, which has the device open and is the client: it can be killed. The
     /// server stays here.
     pub fn attach_in_child(&self, index: u32, server: &Server) -> Result<Child> {
-        let mut sockets: Vec<OwnedFd> = Vec::new();
-        for _ in 0..self.connections {
-            sockets.push(server.connect(self.transport)?);
-        }
-        let fds: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
-        let setup = *self;
-        let mut child = fork_child(&fds.clone(), move |ready| {
-            let device = Device::open(index)?;
-            for fd in fds {
-                setup.step(&device, "NBD_SET_SOCK", req::SET_SOCK, fd as u64)?;
-            }
-            setup.step(&device, "NBD_SET_BLKSIZE", req::SET_BLKSIZE, setup.block_size)?;
-            let blocks = setup.size / setup.block_size;
-            setup.step(&device, "NBD_SET_SIZE_BLOCKS", req::SET_SIZE_BLOCKS, blocks)?;
-            setup.step(&device, "NBD_SET_FLAGS", req::SET_FLAGS, setup.flags)?;
+        let child = self.spawn(index, None, server)?;
+        self.wait_child(child, index)
+    }
+
+    /// The same by an open file that the child shares with us.
+    pub fn attach_in_child_on(&self, device: &Device, server: &Server) -> Result<Child> {
+        let child = self.spawn(device.index(), Some(device), server)?;
+        self.wait_child(child, device.index())
+    }
+
+    /// A process that sets up, tells `set up`, and goes into NBD_DO_IT.
+    pub fn spawn(&self, index: u32, shared: Option<&Device>, server: &Server) -> Result<Child> {
+        let sockets = self.sockets(server)?;
+        let fds: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        let keep: Vec<RawFd> = fds.iter().copied().chain(shared.map(Device::fd)).collect();
+        let mut child = fork_child(&keep, |ready| {
+            let device = match shared {
+                Some(device) => device.same_open()?,
+                None => Device::open(index)?,
+            };
+            self.tell(&device, &fds)?;
             ready.tell("set up")?;
-            setup.step(&device, "NBD_DO_IT", req::DO_IT, 0)
+            self.step(&device, "NBD_DO_IT", req::DO_IT, 0)
         })?;
         child.expect_line("set up")?;
+        Ok(child)
+    }
+
+    fn wait_child(&self, mut child: Child, index: u32) -> Result<Child> {
         let pid = child.pid();
         wait_for("the child's attachment", || {
             child.ended() || (device::attached(index) && device::capacity(index) == self.size)
         })?;
-        ensure!(!child.ended(), "client {pid} ended instead of serving the device");
+        if child.ended() {
+            child.success()?;
+            bail!("client {pid} ended instead of serving the device");
+        }
         Ok(child)
     }
 }
@@ -182,4 +204,22 @@ pub fn with_attached<T>(server: &Server, setup: Setup, body: impl FnOnce(&Device
     server.wait_closed()?;
     ensure!(server.errors().is_empty(), "the server complains: {:?}", server.errors());
     Ok(value)
+}
+
+/// The device takes a new server and does I/O with it, from beginning to end. Only plain openers may be there.
+pub fn attaches_again() -> Result<()> {
+    let device = Device::open(0)?;
+    attaches_again_by(&device)
+}
+
+/// The same by an open file that has been used before.
+pub fn attaches_again_by(device: &Device) -> Result<()> {
+    let server = Server::new(Export::memory(1 << 20)?);
+    let attachment = Setup::for_server(&server).attach(device, &server).context("attaching again")?;
+    let direct = open_direct("/dev/nbd0")?;
+    let done = round_trip(&direct, 4096, &[0xc3; 8192]);
+    drop(direct);
+    attachment.detach()?;
+    done?;
+    server.wait_closed()
 }

@@ -164,6 +164,12 @@ pub fn capacity(index: u32) -> u64 {
     sectors.unwrap_or(0) * 512
 }
 
+/// The disk sequence number: it moves when the disk's content is another one's.
+pub fn diskseq(index: u32) -> Result<u64> {
+    let text = sysfs(index, "diskseq").with_context(|| format!("nbd{index} has no diskseq"))?;
+    Ok(text.parse()?)
+}
+
 /// True when the device is attached: nbd drivers show `pid` exactly then.
 pub fn attached(index: u32) -> bool {
     sysfs_path(index, "pid").exists()

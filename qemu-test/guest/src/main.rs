@@ -2,12 +2,14 @@
 //! `rnbd-test`: one program with every test that runs inside a booted kernel, and the demo.
 
 mod attach;
+mod blocked;
 mod demo;
 mod device;
 mod kmsg;
 mod ktap;
 mod modules;
 mod process;
+mod puppet;
 mod runner;
 mod server;
 mod tests;

@@ -5,10 +5,12 @@
 mod export;
 pub mod wire;
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -43,13 +45,14 @@ struct Shared {
     export: Export,
     behaviour: Box<Behaviour>,
     seen: Mutex<Vec<Request>>,
-    open: AtomicUsize,
+    /// The connections that the peer has not closed, by number.
+    open: Mutex<BTreeMap<usize, Stream>>,
+    accepted: AtomicUsize,
     errors: Mutex<Vec<String>>,
 }
 
 pub struct Server {
     shared: Arc<Shared>,
-    streams: Mutex<Vec<Stream>>,
 }
 
 /// The kinds of sockets that a driver takes.
@@ -79,6 +82,19 @@ impl Stream {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
         };
+    }
+
+    /// Aborts a TCP connection: the peer gets a RST, as from a server with SO_LINGER of 0, or one that rebooted.
+    fn reset(&self) -> Result<()> {
+        let Stream::Tcp(stream) = self else { return Ok(()) };
+        // SAFETY: an address without content, of the family that means "none".
+        let mut none: libc::sockaddr = unsafe { std::mem::zeroed() };
+        none.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+        let size = size_of::<libc::sockaddr>() as libc::socklen_t;
+        // SAFETY: `connect` reads `size` bytes of an address that we own.
+        let done = unsafe { libc::connect(stream.as_raw_fd(), &none, size) };
+        nix::errno::Errno::result(done).context("reset a connection")?;
+        Ok(())
     }
 }
 
@@ -122,10 +138,11 @@ impl Server {
             export,
             behaviour: Box::new(behaviour),
             seen: Mutex::default(),
-            open: AtomicUsize::new(0),
+            open: Mutex::default(),
+            accepted: AtomicUsize::new(0),
             errors: Mutex::default(),
         };
-        Server { shared: Arc::new(shared), streams: Mutex::default() }
+        Server { shared: Arc::new(shared) }
     }
 
     /// A new connection to the server: the client's end.
@@ -156,34 +173,56 @@ impl Server {
         self.serve(Stream::Unix(stream))
     }
 
+    /// Serves whoever connects to a UNIX socket at `path`, as long as this process lives.
+    pub fn listen_unix(&self, path: &Path) -> Result<()> {
+        let listener = UnixListener::bind(path).with_context(|| format!("bind {}", path.display()))?;
+        let server = Server { shared: self.shared.clone() };
+        std::thread::Builder::new().name("listener".to_owned()).spawn(move || {
+            for stream in listener.incoming() {
+                let served = stream.context("accept").and_then(|stream| server.serve_unix(stream));
+                if let Err(error) = served {
+                    lock(&server.shared.errors).push(format!("{error:#}"));
+                }
+            }
+        })?;
+        Ok(())
+    }
+
     fn serve(&self, stream: Stream) -> Result<()> {
-        let mut streams = lock(&self.streams);
-        let connection = streams.len();
-        streams.push(stream.try_clone()?);
+        let connection = self.shared.accepted.fetch_add(1, Ordering::SeqCst);
+        lock(&self.shared.open).insert(connection, stream.try_clone()?);
         let shared = self.shared.clone();
-        shared.open.fetch_add(1, Ordering::SeqCst);
         std::thread::Builder::new().name(format!("server-{connection}")).spawn(move || {
             if let Err(error) = shared.serve(connection, &stream) {
                 lock(&shared.errors).push(format!("connection {connection}: {error}"));
             }
             stream.shut_down();
-            shared.open.fetch_sub(1, Ordering::SeqCst);
+            lock(&shared.open).remove(&connection);
         })?;
         Ok(())
     }
 
     /// Closes every connection, as a server that dies does.
     pub fn close(&self) {
-        for stream in lock(&self.streams).iter() {
-            stream.shut_down();
-        }
+        lock(&self.shared.open).values().for_each(Stream::shut_down);
     }
 
     /// Closes one connection, by its number.
     pub fn close_one(&self, connection: usize) {
-        if let Some(stream) = lock(&self.streams).get(connection) {
+        if let Some(stream) = lock(&self.shared.open).get(&connection) {
             stream.shut_down();
         }
+    }
+
+    /// Resets every TCP connection.
+    pub fn reset(&self) -> Result<()> {
+        lock(&self.shared.open).values().try_for_each(Stream::reset)
+    }
+
+    /// Sends what nobody has asked for, on every connection.
+    pub fn blurt(&self, bytes: &[u8]) -> Result<()> {
+        let mut open = lock(&self.shared.open);
+        open.values_mut().try_for_each(|stream| stream.write_all(bytes)).context("send")
     }
 
     pub fn export(&self) -> &Export {
@@ -204,9 +243,14 @@ impl Server {
         lock(&self.shared.seen).clear();
     }
 
+    /// How many connections have ever been made.
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
     /// Connections that the peer has not closed.
     pub fn open_connections(&self) -> usize {
-        self.shared.open.load(Ordering::SeqCst)
+        lock(&self.shared.open).len()
     }
 
     /// Waits until the peer has closed every connection.

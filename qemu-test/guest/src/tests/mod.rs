@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The tests, by subject.
 
+mod claim;
 mod clients;
 mod data;
+mod end;
 mod errors;
 mod flags;
 mod ioctl;
 mod module;
+mod own;
 mod params;
+mod persist;
+mod race;
 mod size;
+mod state;
+mod stuck;
 mod teardown;
 
 use std::path::PathBuf;
@@ -90,8 +97,15 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         module::TESTS,
         errors::TESTS,
         teardown::TESTS,
+        own::TESTS,
+        end::TESTS,
+        stuck::TESTS,
+        claim::TESTS,
         data::TESTS,
         clients::TESTS,
+        persist::TESTS,
+        state::TESTS,
+        race::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -8,12 +8,13 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 
 use super::{Context, Test};
-use crate::attach::{Setup, with_attached};
-use crate::device::{Device, capacity, io_errno, node, open_direct, read_direct, req, round_trip, wait_idle};
+use crate::attach::{Setup, attaches_again, with_attached};
+use crate::blocked::{Blocked, silent_server};
+use crate::device::{Device, capacity, node, open_direct, read_direct, req, round_trip, wait_idle};
 use crate::process::{fork_child, hold_open, wait_for};
 use crate::server::{Action, Command, Export, Server, Transport};
 
-const EBUSY_FOR_EVER: &str = "EBUSY for ever: the dead owner's config lives as long as any opener";
+pub const EBUSY_FOR_EVER: &str = "EBUSY for ever: the dead owner's config lives as long as any opener";
 
 pub const TESTS: &[Test] = &[
     Test::new(
@@ -38,8 +39,6 @@ pub const TESTS: &[Test] = &[
     )
     .quick()
     .known_on_nbd(EBUSY_FOR_EVER),
-    Test::new("teardown.dead_setters", "200 clients that die in setup, then one that does not", dead_setters)
-        .known_on_nbd(EBUSY_FOR_EVER),
     Test::new("teardown.same_open", "attach, detach, attach again by one open", same_open)
         .known_on_nbd("EBUSY: the config, and in it the client's pid, lives until the last close"),
     Test::new("teardown.clear_sock", "NBD_CLEAR_SOCK of a running device ends it", clear_sock),
@@ -67,54 +66,13 @@ fn server() -> Result<Server> {
     Ok(Server::new(Export::memory(1 << 20)?))
 }
 
-/// A fresh attachment works from beginning to end. Only plain openers may be there.
-fn attaches_again() -> Result<()> {
-    let server = server()?;
-    let device = Device::open(0)?;
-    let attachment = Setup::for_server(&server).attach(&device, &server).context("attaching again")?;
-    let direct = open_direct("/dev/nbd0")?;
-    let done = round_trip(&direct, 4096, &[0xc3; 8192]);
-    drop(direct);
-    attachment.detach()?;
-    done
-}
-
-/// A read that the server has seen and does not answer. The first element ends with the read's result.
-fn pending_read(server: &Server) -> Result<std::sync::mpsc::Receiver<Result<(), Errno>>> {
-    let direct = open_direct("/dev/nbd0")?;
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let read = read_direct(&direct, 65536, 4096).map(drop).map_err(|error| io_errno(&error));
-        drop(direct);
-        let _ = sender.send(read);
-    });
-    wait_for("the server to see the read", || !server.seen_of(Command::Read).is_empty())?;
-    Ok(receiver)
-}
-
-fn silent() -> Result<Server> {
-    Ok(Server::with_behaviour(Export::memory(1 << 20)?, |request| {
-        if request.offset == 65536 { Action::Ignore } else { Action::Serve }
-    }))
-}
-
-/// The read must have failed, within the patience that we have with everything.
-fn fails(read: &std::sync::mpsc::Receiver<Result<(), Errno>>, why: &str) -> Result<()> {
-    let result = read
-        .recv_timeout(crate::process::PATIENCE)
-        .with_context(|| format!("the reader hangs after {why}"))?;
-    println!("the read gave {result:?} after {why}");
-    ensure!(result.is_err(), "the read succeeded after {why}");
-    Ok(())
-}
-
 fn server_closes(_: &Context) -> Result<()> {
-    let server = silent()?;
+    let server = silent_server()?;
     let device = Device::open(0)?;
     let attachment = Setup::for_server(&server).attach(&device, &server)?;
-    let read = pending_read(&server)?;
+    let read = Blocked::read(&server)?;
     server.close();
-    fails(&read, "the server closed")?;
+    read.fails("the server closed")?;
     let result = attachment.ended()?;
     println!("NBD_DO_IT returned {result:?}");
     drop(device);
@@ -191,20 +149,6 @@ fn setter_dies_holder(_: &Context) -> Result<()> {
     Ok(())
 }
 
-fn dead_setters(context: &Context) -> Result<()> {
-    let holder = hold_open(node(0))?;
-    let mut servers = Vec::new();
-    for _ in 0..context.rounds(200, 20) {
-        servers.push(dead_setter()?);
-    }
-    attaches_again()?;
-    for server in servers {
-        server.wait_closed().context("a dead setter's socket")?;
-    }
-    drop(holder);
-    Ok(())
-}
-
 fn same_open(_: &Context) -> Result<()> {
     let device = Device::open(0)?;
     for round in 0..5u8 {
@@ -242,11 +186,11 @@ fn setup_cleared(_: &Context) -> Result<()> {
 }
 
 fn timeout(_: &Context) -> Result<()> {
-    let server = silent()?;
+    let server = silent_server()?;
     let device = Device::open(0)?;
     let attachment = Setup::for_server(&server).timeout(1).attach(&device, &server)?;
-    let read = pending_read(&server)?;
-    fails(&read, "the timeout")?;
+    let read = Blocked::read(&server)?;
+    read.fails("the timeout")?;
     println!("NBD_DO_IT returned {:?}", attachment.ended()?);
     drop(device);
     wait_idle(0)?;
@@ -254,13 +198,13 @@ fn timeout(_: &Context) -> Result<()> {
 }
 
 fn disconnect_with_io(_: &Context) -> Result<()> {
-    let server = silent()?;
+    let server = silent_server()?;
     let device = Device::open(0)?;
     let attachment = Setup::for_server(&server).attach(&device, &server)?;
-    let read = pending_read(&server)?;
+    let read = Blocked::read(&server)?;
     std::thread::sleep(Duration::from_millis(50));
     attachment.detach()?;
-    fails(&read, "NBD_DISCONNECT")?;
+    read.fails("NBD_DISCONNECT")?;
     drop(device);
     wait_idle(0)?;
     ensure!(capacity(0) == 0);

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Whoever has claimed the disk of generation N (a mounted filesystem, device-mapper, swap) keeps it from being
+//! attached to another server, and nothing written to generation N reaches that one (invariant G4).
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::teardown::EBUSY_FOR_EVER;
+use super::{Checks, Context, Test, skip};
+use crate::attach::{Setup, with_attached};
+use crate::device::{Device, node, open_direct, read_direct, round_trip, wait_idle, write_direct};
+use crate::kmsg::Log;
+use crate::process::{Child, have, run};
+use crate::server::{Command, Export, Server};
+
+const SILENT_ON_NBD: &str = "EBUSY, but the log speaks of another task instead of who holds the device";
+
+pub const TESTS: &[Test] = &[
+    Test::new("claim.ext4", "a mounted ext4 keeps its device from another image", ext4)
+        .quick()
+        .limit(120)
+        .known_on_nbd(SILENT_ON_NBD),
+    Test::new("claim.dm", "a dm-linear target keeps its device from another image", dm)
+        .known_on_nbd(SILENT_ON_NBD),
+    Test::new("claim.swap", "swap keeps its device from another image", swap).known_on_nbd(SILENT_ON_NBD),
+    Test::new(
+        "claim.loop",
+        "a filesystem on a loop device on it: nothing reaches the other image",
+        loop_device,
+    )
+    .limit(120)
+    .known_on_nbd(EBUSY_FOR_EVER),
+    Test::new("claim.dirty_pages", "a plain opener's dirty pages do not reach the next server", dirty_pages)
+        .known_on_nbd(EBUSY_FOR_EVER),
+];
+
+const SIZE: u64 = 16 << 20;
+
+/// An image that is not to be touched: no two blocks are the same.
+fn image_b() -> Result<(Server, Vec<u8>)> {
+    let server = Server::new(Export::memory(SIZE)?);
+    let numbers = (0..SIZE / 8).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let content: Vec<u8> = numbers.flat_map(u64::to_le_bytes).collect();
+    server.export().write(0, &content)?;
+    Ok((server, content))
+}
+
+/// The image that is claimed, and its client.
+fn image_a() -> Result<(Server, Child)> {
+    let server = Server::new(Export::memory(SIZE)?);
+    let client = Setup::for_server(&server).attach_in_child(0, &server)?;
+    Ok((server, client))
+}
+
+/// The server dies, and with it the attachment.
+fn dies(server: &Server, client: &mut Child) -> Result<()> {
+    server.close();
+    client.wait()?;
+    server.wait_closed()?;
+    wait_idle(0)
+}
+
+/// Attaching `server` must be refused with EBUSY, and the log must say that the device is held.
+fn refused(server: &Server) -> Result<()> {
+    let mut log = Log::from_now()?;
+    let attached = Setup::for_server(server).attach_in_child(0, server);
+    let lines = log.lines();
+    let error = match attached {
+        Ok(_) => bail!("another image was attached under the holder"),
+        Err(error) => format!("{error:#}"),
+    };
+    println!("{error}");
+    ensure!(error.contains(&Errno::EBUSY.to_string()), "refused, but not with EBUSY: {error}");
+    server.wait_closed()?;
+    let says = |line: &&String| line.contains("nbd0") && line.contains("held");
+    let line = lines.iter().find(says).with_context(|| format!("no line says that it is held: {lines:?}"))?;
+    println!("{line}");
+    Ok(())
+}
+
+/// Now it can be attached, shows what it holds, and was never written to.
+fn attaches_untouched(server: &Server, content: &[u8]) -> Result<()> {
+    with_attached(server, Setup::for_server(server), |_| {
+        let direct = open_direct("/dev/nbd0")?;
+        for offset in (0..SIZE).step_by(1 << 20) {
+            let data = read_direct(&direct, offset, 1 << 20)?;
+            let from = offset as usize;
+            ensure!(data[..] == content[from..from + (1 << 20)], "other data at {offset}");
+        }
+        Ok(())
+    })?;
+    untouched(server, content)
+}
+
+fn untouched(server: &Server, content: &[u8]) -> Result<()> {
+    let mut checks = Checks::default();
+    for command in [Command::Write, Command::Trim, Command::WriteZeroes] {
+        let seen = server.seen_of(command);
+        checks.that(&format!("no {command:?} reached it: {seen:?}"), seen.is_empty());
+    }
+    checks.that("its bytes are as they were", server.export().read(0, SIZE as usize)? == content);
+    checks.done()
+}
+
+/// A mounted filesystem, unmounted when dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(context: &Context, device: &Path) -> Result<Mounted> {
+        let dir = context.scratch.join("mnt");
+        fs::create_dir_all(&dir)?;
+        mount(Some(device), &dir, Some("ext4"), MsFlags::empty(), None::<&str>).context("mount")?;
+        Ok(Mounted(dir))
+    }
+
+    fn write(&self, name: &str) -> std::io::Result<()> {
+        let mut file = fs::File::create(self.0.join(name))?;
+        file.write_all(&[0x5e; 100_000])?;
+        file.sync_all()
+    }
+
+    fn unmount(self) -> Result<()> {
+        umount2(&self.0, MntFlags::empty()).context("umount")?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+fn need(programs: &[&str]) -> Result<()> {
+    match programs.iter().find(|program| !have(program)) {
+        Some(program) => skip(format!("there is no {program}")),
+        None => Ok(()),
+    }
+}
+
+/// A filesystem without work of its own in the background.
+fn mkfs(device: &str) -> Result<()> {
+    let calm = "lazy_itable_init=0,lazy_journal_init=0";
+    run("mkfs.ext4", &["-q", "-F", "-E", calm, device]).map(drop)
+}
+
+fn ext4(context: &Context) -> Result<()> {
+    need(&["mkfs.ext4"])?;
+    let (a, mut client) = image_a()?;
+    mkfs("/dev/nbd0")?;
+    let mounted = Mounted::new(context, &node(0))?;
+    mounted.write("before").context("a file on the first image")?;
+    dies(&a, &mut client)?;
+    let (b, content) = image_b()?;
+    refused(&b)?;
+    let lost = mounted.write("meanwhile");
+    ensure!(lost.is_err(), "a write without a server succeeded");
+    refused(&b).context("a second time")?;
+    // Its last writes have nowhere to go.
+    mounted.unmount()?;
+    attaches_untouched(&b, &content)
+}
+
+/// A dm device of one linear target, removed when dropped.
+struct Linear;
+
+impl Linear {
+    const NAME: &'static str = "rnbd-test";
+    const NODE: &'static str = "/dev/mapper/rnbd-test";
+
+    fn new() -> Result<Linear> {
+        let table = format!("0 {} linear /dev/nbd0 0", SIZE / 512);
+        run("dmsetup", &["create", Linear::NAME, "--noudevsync", "--table", &table])?;
+        run("dmsetup", &["mknodes", Linear::NAME])?;
+        Ok(Linear)
+    }
+
+    fn remove(self) -> Result<()> {
+        std::mem::forget(self);
+        run("dmsetup", &["remove", "--noudevsync", Linear::NAME]).map(drop)
+    }
+}
+
+impl Drop for Linear {
+    fn drop(&mut self) {
+        let _ = run("dmsetup", &["remove", "--force", "--noudevsync", Linear::NAME]);
+    }
+}
+
+fn dm(_: &Context) -> Result<()> {
+    need(&["dmsetup"])?;
+    run("modprobe", &["dm-mod"])?;
+    let (a, mut client) = image_a()?;
+    let linear = Linear::new()?;
+    let direct = open_direct(Linear::NODE)?;
+    round_trip(&direct, 8192, &[0x1d; 4096])?;
+    dies(&a, &mut client)?;
+    let (b, content) = image_b()?;
+    refused(&b)?;
+    let lost = write_direct(&direct, 8192, &[0x2d; 4096]);
+    ensure!(lost.is_err(), "a write without a server succeeded");
+    drop(direct);
+    linear.remove()?;
+    attaches_untouched(&b, &content)
+}
+
+/// Swap on the device, off when dropped.
+struct Swap;
+
+impl Swap {
+    fn on() -> Result<Swap> {
+        run("mkswap", &["/dev/nbd0"])?;
+        run("swapon", &["/dev/nbd0"])?;
+        Ok(Swap)
+    }
+
+    fn off(self) -> Result<()> {
+        std::mem::forget(self);
+        run("swapoff", &["/dev/nbd0"]).map(drop)
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        let _ = run("swapoff", &["/dev/nbd0"]);
+    }
+}
+
+fn swap(_: &Context) -> Result<()> {
+    need(&["mkswap", "swapon", "swapoff"])?;
+    let (a, mut client) = image_a()?;
+    let swap = Swap::on()?;
+    dies(&a, &mut client)?;
+    let (b, content) = image_b()?;
+    refused(&b)?;
+    swap.off()?;
+    attaches_untouched(&b, &content)
+}
+
+/// Detached when dropped.
+struct Loop(String);
+
+impl Loop {
+    fn new() -> Result<Loop> {
+        run("modprobe", &["loop"])?;
+        let name = run("losetup", &["-f"])?.trim().to_owned();
+        run("losetup", &[&name, "/dev/nbd0"])?;
+        Ok(Loop(name))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = run("losetup", &["-d", &self.0]);
+    }
+}
+
+fn loop_device(context: &Context) -> Result<()> {
+    need(&["losetup", "mkfs.ext4"])?;
+    let (a, mut client) = image_a()?;
+    let device = Loop::new()?;
+    mkfs(&device.0)?;
+    let mounted = Mounted::new(context, Path::new(&device.0))?;
+    mounted.write("before").context("a file on the first image")?;
+    dies(&a, &mut client)?;
+    let (b, content) = image_b()?;
+    // To the kernel a loop device's backing file is a plain open, which claims nothing.
+    match Setup::for_server(&b).attach_in_child(0, &b) {
+        Ok(mut client) => {
+            println!("another image was attached under the loop device");
+            let written = mounted.write("meanwhile");
+            println!("a file written through it: {written:?}");
+            mounted.unmount()?;
+            client.kill()?;
+            b.wait_closed()?;
+            untouched(&b, &content).context("written through the loop device")
+        }
+        Err(error) => {
+            println!("{error:#}");
+            mounted.unmount()?;
+            drop(device);
+            attaches_untouched(&b, &content)
+        }
+    }
+}
+
+fn dirty_pages(_: &Context) -> Result<()> {
+    let (a, mut client) = image_a()?;
+    let opener = Device::open(0)?;
+    opener.file().write_all_at(&[0xd1; 256 << 10], 4096)?;
+    ensure!(a.seen_of(Command::Write).is_empty(), "the pages were written back at once");
+    dies(&a, &mut client)?;
+    let (b, content) = image_b()?;
+    let mut client = Setup::for_server(&b).attach_in_child(0, &b)?;
+    println!("fsync of what the first server did not get: {:?}", opener.file().sync_all());
+    let mut data = vec![0; 256 << 10];
+    opener.file().read_exact_at(&mut data, 4096)?;
+    ensure!(data[..] == content[4096..4096 + data.len()], "the opener does not read the second image");
+    client.kill()?;
+    b.wait_closed()?;
+    untouched(&b, &content)
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+//! nbd-client's -persist: a client that comes back to a server that comes back, under a mounted filesystem.
+//!
+//! nbd-client comes back when NBD_DO_IT fails with anything but EBADR, and ends when it returns 0. nbd.ko returns 0
+//! when the server closes, so that there -persist helps after a request's time-out alone.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child as Process, Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::clients::QemuNbd;
+use super::{Context, Test, skip};
+use crate::device::{attached, capacity, node, sysfs, wait_attached, wait_idle};
+use crate::process::{PATIENCE, have, run, wait_for, wait_for_within};
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "persist.restarts",
+        "nbd-client -persist under a mounted ext4, through 20 restarts of the server",
+        restarts,
+    )
+    .limit(240)
+    .known_on_nbd("NBD_DO_IT returns 0 when the server closes, and nbd-client ends"),
+    Test::new("persist.disconnect", "NBD_DISCONNECT ends nbd-client -persist for good", disconnect),
+];
+
+const SIZE: u64 = 32 << 20;
+
+/// nbd-client -persist in the foreground; killed when dropped.
+struct Client {
+    process: Process,
+    said: PathBuf,
+}
+
+impl Client {
+    fn start(context: &Context, socket: &str) -> Result<Client> {
+        if !have("nbd-client") {
+            return skip("there is no nbd-client");
+        }
+        let said = context.scratch.join("nbd-client.log");
+        let log = fs::File::create(&said)?;
+        let args = ["-unix", socket, "-N", "", "/dev/nbd0"];
+        let process = Command::new("nbd-client")
+            .args(args)
+            .args(["-nonetlink", "-nofork", "-persist", "-block-size", "512"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start nbd-client")?;
+        let client = Client { process, said };
+        wait_attached(0)?;
+        Ok(client)
+    }
+
+    fn ended(&mut self) -> bool {
+        self.process.try_wait().is_ok_and(|status| status.is_some())
+    }
+
+    /// What it has said, without repetitions.
+    fn said(&self) -> String {
+        let text = fs::read(&self.said).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.dedup();
+        lines.join(" | ")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn image(context: &Context) -> Result<String> {
+    let path = context.scratch_file("disk");
+    fs::File::create(&path)?.set_len(SIZE)?;
+    Ok(path)
+}
+
+/// Unmounted when dropped.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+fn restarts(context: &Context) -> Result<()> {
+    if !have("mkfs.ext4") {
+        return skip("there is no mkfs.ext4");
+    }
+    let image = image(context)?;
+    let socket = context.scratch_file("socket");
+    let mut server = QemuNbd::listen(Path::new(&socket), &image, 4)?;
+    let mut client = Client::start(context, &socket)?;
+    let calm = "lazy_itable_init=0,lazy_journal_init=0";
+    run("mkfs.ext4", &["-q", "-E", calm, "/dev/nbd0"])?;
+    let mounted = Mounted(context.scratch.join("mnt"));
+    fs::create_dir_all(&mounted.0)?;
+    mount(Some(&node(0)), &mounted.0, Some("ext4"), MsFlags::empty(), None::<&str>)?;
+    let content = |round: usize| vec![round as u8 + 1; 60_000];
+    for round in 0..context.rounds(20, 3) {
+        let mut file = fs::File::create(mounted.0.join(format!("file-{round}")))?;
+        file.write_all(&content(round))?;
+        file.sync_all().with_context(|| format!("round {round}: a file"))?;
+        // All is written, and nothing is asked of the server while there is none.
+        nix::unistd::sync();
+        let generation = sysfs(0, "nbd/generation");
+        drop(server);
+        wait_for("the device to lose its server", || !attached(0) || client.ended())?;
+        fs::remove_file(&socket)?;
+        server = QemuNbd::listen(Path::new(&socket), &image, 4)?;
+        let back = wait_for_within(PATIENCE, "nbd-client to come back", || {
+            client.ended() || (attached(0) && capacity(0) == SIZE)
+        });
+        let said = client.said();
+        if client.ended() {
+            bail!("round {round}: nbd-client has ended: {said}");
+        }
+        back.with_context(|| format!("round {round}: it says: {said}"))?;
+        println!("round {round}: generation {generation:?}, then {:?}", sysfs(0, "nbd/generation"));
+        // Not what the page cache still has, but what the image has.
+        fs::write("/proc/sys/vm/drop_caches", "3")?;
+        for earlier in 0..=round {
+            let data = fs::read(mounted.0.join(format!("file-{earlier}")))
+                .with_context(|| format!("round {round}: file {earlier}"))?;
+            ensure!(data == content(earlier), "round {round}: file {earlier} has changed");
+        }
+    }
+    umount2(&mounted.0, MntFlags::empty()).context("umount")?;
+    run("e2fsck", &["-f", "-n", "/dev/nbd0"])?;
+    run("nbd-client", &["-nonetlink", "-d", "/dev/nbd0"])?;
+    wait_idle(0)
+}
+
+fn disconnect(context: &Context) -> Result<()> {
+    let image = image(context)?;
+    let socket = context.scratch_file("socket");
+    let server = QemuNbd::listen(Path::new(&socket), &image, 4)?;
+    let mut client = Client::start(context, &socket)?;
+    run("nbd-client", &["-nonetlink", "-d", "/dev/nbd0"])?;
+    wait_for("nbd-client to end", || client.ended()).with_context(|| client.said())?;
+    wait_idle(0)?;
+    drop(server);
+    Ok(())
+}

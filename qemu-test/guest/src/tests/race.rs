@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Many tasks that set up, tear down, open, close and die at once, in an order that nobody chose. What counts is
+//! that it settles. These come last: where a driver has a task that cannot be killed, nothing can come after.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::unistd::Pid;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use super::{Context, Test};
+use crate::attach::{Setup, attaches_again};
+use crate::device::{Device, flag, open_direct, read_direct, req, wait_idle};
+use crate::process::{Child, describe_task, fork_child, wait_for};
+use crate::server::{Export, Server};
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "race.disconnect",
+        "NBD_DISCONNECT at random moments after connect, 200 times: no client hangs",
+        disconnect,
+    )
+    .limit(240),
+    Test::new(
+        "race.control",
+        "8 tasks set up, start, stop, open, close, read and are killed for 30 s, and it settles",
+        control,
+    )
+    .quick()
+    .limit(150)
+    .known_on_nbd("a task that cannot be killed, or EBUSY for ever"),
+];
+
+const SIZE: u64 = 1 << 20;
+const TASKS: u64 = 8;
+
+/// Of the time, unless one is given to repeat a run. What the scheduler does is not repeated.
+fn seed() -> Result<u64> {
+    let seed = match std::env::var("RNBD_TEST_SEED") {
+        Ok(text) => text.parse().context("RNBD_TEST_SEED")?,
+        Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_micros() as u64,
+    };
+    println!("seed {seed} (RNBD_TEST_SEED)");
+    Ok(seed)
+}
+
+fn disconnect(context: &Context) -> Result<()> {
+    let mut rng = SmallRng::seed_from_u64(seed()?);
+    let server = Server::new(Export::memory(SIZE)?);
+    let mut ends = std::collections::BTreeMap::<String, usize>::new();
+    for round in 0..context.rounds(200, 20) {
+        let setup = Setup::for_server(&server).connections(rng.random_range(1..=2));
+        // It has set up when this returns, and starts at this moment.
+        let mut client = setup.spawn(0, None, &server)?;
+        let pause = rng.random_range(0..20_000);
+        std::thread::sleep(Duration::from_micros(pause));
+        Device::open(0)?.ioctl(req::DISCONNECT, 0).context("NBD_DISCONNECT")?;
+        let status = client
+            .wait()
+            .with_context(|| format!("round {round}: the client, after a disconnect at {pause} us"))?;
+        *ends.entry(format!("{status:?}").replace(&client.pid().to_string(), "client")).or_default() += 1;
+        server.wait_closed().with_context(|| format!("round {round}"))?;
+        wait_idle(0).with_context(|| format!("round {round}"))?;
+        attaches_again().with_context(|| format!("round {round}, after a disconnect at {pause} us"))?;
+    }
+    println!("clients ended as {ends:?}");
+    Ok(())
+}
+
+/// What a task of the race does at a time.
+#[derive(Clone, Copy)]
+enum Step {
+    Open,
+    Close,
+    Socket,
+    Size,
+    Start,
+    Disconnect,
+    Clear,
+    Read,
+}
+
+const STEPS: [Step; 10] = [
+    Step::Open,
+    Step::Close,
+    Step::Socket,
+    Step::Socket,
+    Step::Size,
+    Step::Start,
+    Step::Start,
+    Step::Disconnect,
+    Step::Clear,
+    Step::Read,
+];
+
+/// A task of the race, until it is killed. Errors are its daily bread.
+fn task(seed: u64, socket: &PathBuf) -> Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(Signal::SIGUSR1, &action) }?;
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut device = Device::open(0)?;
+    loop {
+        let answer = match STEPS.choose(&mut rng).unwrap_or(&Step::Open) {
+            Step::Open => {
+                let other = Device::open(0);
+                other.map(|other| drop(std::mem::replace(&mut device, other))).map_err(|_| Errno::EIO)
+            }
+            Step::Close => {
+                drop(device);
+                std::thread::sleep(Duration::from_micros(rng.random_range(0..2000)));
+                device = Device::open(0)?;
+                Ok(())
+            }
+            Step::Socket => match UnixStream::connect(socket) {
+                Ok(stream) => device.ioctl(req::SET_SOCK, stream.as_raw_fd() as u64).map(drop),
+                Err(_) => Err(Errno::ECONNREFUSED),
+            },
+            Step::Size => device.ioctl(req::SET_SIZE, rng.random_range(1..=SIZE / 512) * 512).map(drop),
+            Step::Start => {
+                let flags = flag::HAS_FLAGS | flag::CAN_MULTI_CONN;
+                let _ = device.ioctl(req::SET_FLAGS, flags);
+                device.ioctl(req::DO_IT, 0).map(drop)
+            }
+            Step::Disconnect => device.ioctl(req::DISCONNECT, 0).map(drop),
+            Step::Clear => device.ioctl(req::CLEAR_SOCK, 0).map(drop),
+            Step::Read => {
+                let offset = rng.random_range(0..SIZE / 4096) * 4096;
+                let read = open_direct("/dev/nbd0").map(|direct| read_direct(&direct, offset, 4096));
+                read.map(drop).map_err(|_| Errno::EIO)
+            }
+        };
+        if answer.is_err() {
+            std::thread::sleep(Duration::from_micros(rng.random_range(0..500)));
+        }
+    }
+}
+
+/// A killed task must die.
+fn end(mut child: Child) -> Result<()> {
+    let pid = child.pid();
+    child.kill().with_context(|| format!("a killed task stays:\n{}", describe_task(pid)))
+}
+
+fn control(context: &Context) -> Result<()> {
+    let mut rng = SmallRng::seed_from_u64(seed()?);
+    let server = Server::new(Export::memory(SIZE)?);
+    let socket = context.scratch.join("server");
+    server.listen_unix(&socket)?;
+    let length = Duration::from_secs(context.rounds(30, 5) as u64);
+    let start = Instant::now();
+    let mut number = 0;
+    let mut tasks: Vec<Child> = Vec::new();
+    while start.elapsed() < length {
+        while (tasks.len() as u64) < TASKS {
+            let seed = rng.random::<u64>();
+            tasks.push(fork_child(&[], |_| task(seed, &socket))?);
+            number += 1;
+        }
+        std::thread::sleep(Duration::from_millis(rng.random_range(1..40)));
+        let victim = rng.random_range(0..tasks.len());
+        if rng.random_bool(0.4) {
+            end(tasks.swap_remove(victim))?;
+        } else {
+            kill(Pid::from_raw(tasks[victim].pid()), Signal::SIGUSR1)?;
+        }
+    }
+    for task in tasks.drain(..) {
+        end(task)?;
+    }
+    let (sockets, requests) = (server.accepted(), server.seen().len());
+    println!("{number} tasks, {sockets} sockets, {requests} requests");
+    ensure!(sockets > 0 && requests > 0, "the race did nothing");
+    wait_for("all sockets to be released", || server.open_connections() == 0)
+        .with_context(|| format!("{} of {sockets} are held", server.open_connections()))?;
+    wait_idle(0)?;
+    attaches_again()
+}
