@@ -16,3 +16,4 @@ pub(crate) mod module_param;
 pub(crate) mod net;
 pub(crate) mod pid;
 pub(crate) mod ratelimit;
+pub(crate) mod trace;

@@ -6,6 +6,10 @@
  */
 #include "helpers.h"
 
+#include <linux/nbd.h>
+#include <trace/events/nbd.h>
+#include "rnbd_events.h"
+
 #define RNBD_CONST(type, name) const type RNBD_CONST_##name = (__force type)name
 
 RNBD_CONST(u8, BLK_STS_NOTSUPP);

@@ -20,4 +20,7 @@
 use kernel::bindings::*;
 use kernel::ffi;
 
+/// `struct nbd_request`, which is packed: a request header's bytes.
+pub type nbd_request = [u8; 28];
+
 include!(concat!(env!("RNBD_BINDINGS"), "/generated.rs"));

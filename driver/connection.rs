@@ -9,6 +9,7 @@ use crate::{
         deferred::{Deferred, Later},
         net::{address::Address, socket::Socket},
         pid::ProcessRef,
+        trace,
     },
     protocol::{
         request::{Route, SendMark},
@@ -123,6 +124,22 @@ impl fmt::Display for Death {
     }
 }
 
+impl Death {
+    /// In one word, for the tracepoint.
+    fn name(self) -> &'static CStr {
+        match self {
+            Self::ServerClosed => c"server_closed",
+            Self::CutOff(_) => c"cut_off",
+            Self::ReceiveFailed(_) => c"receive_failed",
+            Self::SendFailed(_) => c"send_failed",
+            Self::WrongMagic(_) => c"wrong_magic",
+            Self::UnknownCookie(_) => c"unknown_cookie",
+            Self::TimedOut => c"timed_out",
+            Self::Retired => c"retired",
+        }
+    }
+}
+
 impl Connection {
     /// A live connection over `socket`, the `index`th of its generation.
     pub(super) fn new(disk: &Disk<Device>, index: u16, socket: Socket) -> Result<ConnectionRef> {
@@ -188,6 +205,8 @@ impl Connection {
             at: Instant::now(),
         });
         self.socket.shutdown();
+        let index = self.disk.data().index;
+        trace::connection_dead(index, self.route.connection.into(), death.name());
         true
     }
 

@@ -10,6 +10,7 @@ use crate::{
         block::mq::{Disk, Operations, Request, Timeout},
         pid,
         ratelimit::RateLimit,
+        trace,
     },
     protocol::{
         request::{AtomicWord, Word},
@@ -38,7 +39,7 @@ pub(crate) struct Device {
     pub(super) setup: Mutex<Lifecycle>,
     /// The phase, under the setup lock, has changed.
     #[pin]
-    pub(super) phase_changed: CondVar,
+    phase_changed: CondVar,
     /// The task that started the generation which is attached, or 0.
     pid: Atomic<i32>,
     /// The last thing that went wrong. Innermost of all locks.
@@ -123,7 +124,25 @@ impl Device {
                 return Err(ERESTARTSYS);
             }
         }
-        Ok(step(&mut life))
+        Ok(self.observed(&mut life, step))
+    }
+
+    /// Runs `step` under the setup lock. May sleep.
+    pub(super) fn change<R>(&self, step: impl FnOnce(&mut Lifecycle) -> R) -> R {
+        self.observed(&mut self.setup.lock(), step)
+    }
+
+    /// Runs `step`, and tells those who wait and those who watch if the phase has changed by it.
+    fn observed<R>(&self, life: &mut Lifecycle, step: impl FnOnce(&mut Lifecycle) -> R) -> R {
+        let before = (life.generation(), life.phase().name());
+        let result = step(life);
+        let after = (life.generation(), life.phase().name());
+        if before != after {
+            let (generation, phase) = after;
+            trace::phase(self.index, generation, phase);
+            self.phase_changed.notify_all();
+        }
+        result
     }
 }
 

@@ -59,12 +59,8 @@ pub(super) fn run(disk: &Disk<Device>) -> Result {
     drain(disk, &attachment, presence);
 
     // Whoever was first to end it has said why.
-    let reason = {
-        let mut life = device.setup.lock();
-        device.set_pid(0);
-        life.drained().unwrap_or(reason)
-    };
-    device.phase_changed.notify_all();
+    device.set_pid(0);
+    let reason = device.change(|life| life.drained()).unwrap_or(reason);
     brought_up?;
     match reason {
         EndReason::TimedOut => Err(ETIMEDOUT),
@@ -90,10 +86,8 @@ fn start(disk: &Disk<Device>) -> Result<(Arc<Attachment>, Option<Claim<'_, Devic
             Some(_) => DiskUse::Shared,
             None => DiskUse::Exclusive,
         };
-        let started = device
-            .setup
-            .lock()
-            .start(ProcessRef::current(), disk_use, Attachment::new);
+        let started =
+            device.change(|life| life.start(ProcessRef::current(), disk_use, Attachment::new));
         match started {
             Ok(attachment) => return Ok((attachment, claim)),
             Err(Failure::Refused(Refusal::Draining)) => {}

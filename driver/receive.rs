@@ -12,6 +12,7 @@ use crate::{
         block::mq::{Disk, Op, Outcome, Request, Status},
         iov::Kvec,
         kthread::{Body, Thread},
+        trace,
     },
     protocol::wire::{Reply, ServerError, REPLY_SIZE},
 };
@@ -67,8 +68,10 @@ impl Receiver {
             .word
             .reply(reply.cookie, self.connection.route)
             .map_err(|_| unknown)?;
+        trace::header_received(&request, reply.cookie.to_wire());
         match self.read_result(&request, reply) {
             Ok(status) => {
+                trace::payload_received(&request, reply.cookie.to_wire());
                 answer(&request, claim, Outcome::End(status));
                 Ok(())
             }

@@ -5,11 +5,7 @@
 //!
 //! Reading takes the setup lock for a moment; nobody waits for a server under it.
 
-use super::{
-    attachment::Attachment,
-    device::Device,
-    owner::{Lifecycle, Nbd},
-};
+use super::{attachment::Attachment, device::Device, owner::Lifecycle};
 use crate::{
     abstractions::block::mq::{Attribute, AttributeGroup, DeviceAttribute, Disk},
     protocol::setup::{Connections, Phase},
@@ -71,7 +67,7 @@ macro_rules! attributes {
 
 attributes! {
     /// `state`: the phase of the newest generation: idle, setup, running or draining.
-    State(c"state") = |life, to| put(to, fmt!("{}", phase_name(life.phase())));
+    State(c"state") = |life, to| put(to, fmt!("{}", life.phase().name()));
     /// `generation`: its number; 0 before the first.
     Generation(c"generation") = |life, to| put(to, fmt!("{}", life.generation()));
     /// `owner_pid`: the process that sets up or has attached the device; 0 for none.
@@ -103,16 +99,6 @@ impl Attribute<Device> for LastError {
             Some(trouble) => put(to, fmt!("{trouble}")),
             None => put(to, fmt!("none")),
         }
-    }
-}
-
-/// A phase's name.
-fn phase_name(phase: &Phase<Nbd>) -> &'static str {
-    match phase {
-        Phase::Idle => "idle",
-        Phase::Setup(_) => "setup",
-        Phase::Running { .. } => "running",
-        Phase::Draining { .. } => "draining",
     }
 }
 

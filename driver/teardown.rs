@@ -34,7 +34,9 @@ pub(super) fn dispose(connections: ConnectionArray) {
 ///
 /// The server is given a while to answer what it was asked; see the keeper.
 pub(super) fn disconnect(disk: &Disk<Device>) {
-    let retired = disk.data().setup.lock().retire(EndReason::Disconnected);
+    let retired = disk
+        .data()
+        .change(|life| life.retire(EndReason::Disconnected));
     match retired {
         Retired::Nothing | Retired::AlreadyDraining(_) => {}
         Retired::Setup(connections) => {
@@ -75,7 +77,9 @@ fn send_disconnect(connection: &Connection) -> bool {
 /// `NBD_CLEAR_SOCK`: ends the generation at once, and waits until it is gone. Sleeps; a signal
 /// stops the wait.
 pub(super) fn clear(disk: &Disk<Device>) -> Result {
-    let retired = disk.data().setup.lock().clear(&ProcessRef::current());
+    let retired = disk
+        .data()
+        .change(|life| life.clear(&ProcessRef::current()));
     if stop(retired) {
         disk.data().when_drained(|_| ())?;
     }
@@ -84,7 +88,7 @@ pub(super) fn clear(disk: &Disk<Device>) -> Result {
 
 /// Ends the generation at once. True if it drains, for its keeper to finish.
 pub(super) fn end(disk: &Disk<Device>, reason: EndReason) -> bool {
-    let retired = disk.data().setup.lock().retire(reason);
+    let retired = disk.data().change(|life| life.retire(reason));
     stop(retired)
 }
 
@@ -114,8 +118,7 @@ pub(super) fn kill(attachment: &Attachment) {
 ///
 /// Called with the disk's open lock held.
 pub(super) fn closed(disk: &Disk<Device>, last: bool, exiting: bool) {
-    let abandoned = {
-        let mut life = disk.data().setup.lock();
+    let abandoned = disk.data().change(|life| {
         let dying_owner = exiting
             && matches!(
                 life.phase(),
@@ -127,7 +130,7 @@ pub(super) fn closed(disk: &Disk<Device>, last: bool, exiting: bool) {
         } else {
             None
         }
-    };
+    });
     if let Some(connections) = abandoned {
         dispose(connections);
     }

@@ -13,6 +13,7 @@ use crate::{
         deferred::Deferred,
         iov::Kvec,
         net::socket::{More, Wait},
+        trace,
     },
     protocol::{
         flags::TransmissionFlags,
@@ -141,18 +142,22 @@ fn send(
         return Sent::Failed(EOPNOTSUPP);
     };
     let has_range = command != Command::Flush;
-    let header = wire::Request {
+    let cookie = sending.cookie(request.unique_tag());
+    let mut header = wire::Request {
         command,
         flags: CommandFlags {
             fua: request.is_fua(),
             no_hole: request.is_no_unmap() && command == Command::WriteZeroes,
         },
-        cookie: sending.cookie(request.unique_tag()),
+        cookie,
         offset: if has_range { request.sector() << 9 } else { 0 },
         length: if has_range { request.bytes() } else { 0 },
     }
     .encode();
 
+    if skip == 0 {
+        trace::send_request(&mut header, connection.disk().data().index, request);
+    }
     let mut done = skip;
     if let Some(rest) = header.get(skip..).filter(|rest| !rest.is_empty()) {
         let more = match command {
@@ -168,23 +173,24 @@ fn send(
             return Sent::stopped(done, error);
         }
     }
-    if command != Command::Write {
-        return Sent::Whole;
-    }
-    let mut pieces = request.source(done.saturating_sub(REQUEST_SIZE));
-    while let Some(mut piece) = pieces.next() {
-        let more = if pieces.is_done() {
-            More::Ends
-        } else {
-            More::Follows
-        };
-        let (sent, result) = connection.socket.send(&mut piece, more, Wait::Allowed);
-        connection.count_sent(sent);
-        done = done.saturating_add(sent);
-        if let Err(error) = result {
-            return Sent::stopped(done, error);
+    trace::header_sent(request, cookie.to_wire());
+    if command == Command::Write {
+        let mut pieces = request.source(done.saturating_sub(REQUEST_SIZE));
+        while let Some(mut piece) = pieces.next() {
+            let more = if pieces.is_done() {
+                More::Ends
+            } else {
+                More::Follows
+            };
+            let (sent, result) = connection.socket.send(&mut piece, more, Wait::Allowed);
+            connection.count_sent(sent);
+            done = done.saturating_add(sent);
+            if let Err(error) = result {
+                return Sent::stopped(done, error);
+            }
         }
     }
+    trace::payload_sent(request, cookie.to_wire());
     Sent::Whole
 }
 

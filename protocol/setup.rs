@@ -18,6 +18,8 @@
 //! the proof that the lock is held. What a transition displaces is handed to the caller, to be
 //! shut down and dropped where that may sleep.
 
+use core::ffi::CStr;
+
 use super::{
     flags::TransmissionFlags,
     geometry::{BlockSize, ExportSize},
@@ -136,6 +138,18 @@ pub enum Phase<K: Kinds> {
         /// Why it ended.
         reason: EndReason,
     },
+}
+
+impl<K: Kinds> Phase<K> {
+    /// The phase's name, as sysfs and the tracepoint give it.
+    pub fn name(&self) -> &'static CStr {
+        match self {
+            Self::Idle => c"idle",
+            Self::Setup(_) => c"setup",
+            Self::Running { .. } => c"running",
+            Self::Draining { .. } => c"draining",
+        }
+    }
 }
 
 /// Why a request to change a device's setup is refused. Nothing was changed.

@@ -89,9 +89,10 @@ impl<T: Operations> Disk<T> {
         let disk = self.as_raw();
         // SAFETY: The lock is part of the disk. While it is held partitions neither come nor go.
         unsafe { bindings::mutex_lock(&raw mut (*disk).open_mutex) };
-        // SAFETY: It was taken above.
-        let _unlock =
-            ScopeGuard::new(move || unsafe { bindings::mutex_unlock(&raw mut (*disk).open_mutex) });
+        let _unlock = ScopeGuard::new(move || {
+            // SAFETY: It was taken above.
+            unsafe { bindings::mutex_unlock(&raw mut (*disk).open_mutex) };
+        });
         // SAFETY: The table is part of the disk, and holds valid block devices.
         let table = unsafe { &raw mut (*disk).part_tbl };
         let mut index = 0;

@@ -163,6 +163,11 @@ impl<T: Operations> Request<T> {
         unsafe { &*bindings::blk_mq_rq_to_pdu(rq).cast::<Pdu<T>>() }
     }
 
+    /// The C side's request, for a tracepoint.
+    pub(crate) fn as_raw(&self) -> *mut bindings::request {
+        self.0.get()
+    }
+
     fn pdu(&self) -> &Pdu<T> {
         // SAFETY: By the type invariant.
         unsafe { Self::pdu_of(self.0.get()) }
