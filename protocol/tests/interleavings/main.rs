@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Every interleaving, under loom, of what may happen to a request (invariant G5) and to a setup
+//! (invariants G1 to G3).
+//!
+//! The logic is the module's own: [`rnbd_protocol::request`] and [`rnbd_protocol::setup`]. What
+//! the driver does around it cannot run here, for it needs a kernel; [`transport`], [`block`] and
+//! [`rnbd`] retell it, function by function and in the same order: change them with it.
+//! [`nbd_ko`] does the same for the C driver's rules, to show that the harness sees its bugs.
+//!
+//! Bounds: a test says how many preemptions it explores (loom's `preemption_bound`; `None` is
+//! all), [`explore`] prints how many interleavings those were (`cargo test -- --nocapture`). loom
+//! itself bounds threads to five. Weak memory is part of it: a relaxed load may give any value
+//! that the memory model allows.
+//!
+//! Quick only when optimised: `cargo test --release`; without, these tests are ignored.
+
+#![cfg(not(miri))]
+
+mod block;
+mod device;
+mod explore;
+mod nbd_ko;
+mod request;
+mod rnbd;
+mod setup;
+mod socket;
+mod transport;
+mod word;

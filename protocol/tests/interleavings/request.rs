@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests whose connection dies, or whose server misbehaves, at any moment: each is completed
+//! exactly once, and none is lost.
+
+use crate::{
+    block::Status,
+    explore::explore,
+    socket::Event::{self, Answer, AnswerEarlier, AnswerTwice, Close, Signal, Silence},
+    transport::Device,
+};
+
+/// One request on one connection that is killed at any moment; nobody drains. Whoever meets the
+/// death has to see to the request: the sender that looks again after the send, or the receiver.
+fn killed(name: &str, event: Event) {
+    explore(name, Some(3), move || {
+        let device = Device::new(1, &[&[event]]);
+        let receiver = device.spawn(|device| device.receive(0));
+        let sender = device.spawn(|device| device.submit(0, 0));
+        device.kill(0);
+        sender.join().unwrap();
+        receiver.join().unwrap();
+        device.layer.assert_all_ended();
+    });
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn a_request_survives_the_death_of_its_connection_at_any_moment() {
+    killed("killed, no reply", Silence);
+    killed("killed, reply", Answer);
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn a_server_that_closes_or_misbehaves_ends_its_own_connection() {
+    for (name, event) in [
+        ("server closes", Close),
+        ("server answers twice", AnswerTwice),
+        ("server answers an earlier use", AnswerEarlier),
+    ] {
+        explore(name, Some(3), move || {
+            // Twice over the same tag, so that the second reply may meet the next use of it.
+            let device = Device::new(1, &[&[event, Silence]]);
+            let receiver = device.spawn(|device| device.receive(0));
+            let sender = device.spawn(|device| {
+                device.submit(0, 0);
+                device.submit(0, 0);
+            });
+            receiver.join().unwrap();
+            sender.join().unwrap();
+            device.layer.assert_all_ended();
+        });
+    }
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn a_silent_servers_request_ends_by_its_time_out() {
+    explore("time-out", Some(3), || {
+        let device = Device::new(1, &[&[Silence]]);
+        let receiver = device.spawn(|device| device.receive(0));
+        let sender = device.spawn(|device| device.submit(0, 0));
+        device.time_out();
+        sender.join().unwrap();
+        // The block layer looks again and again: a request that was young then is old now.
+        device.time_out();
+        device.layer.wait(0);
+        device.kill(0);
+        receiver.join().unwrap();
+        device.layer.assert_all_ended();
+    });
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn what_a_dead_connection_owes_goes_over_another() {
+    for (name, event) in [
+        ("requeue after silence", Silence),
+        ("requeue after reply", Answer),
+    ] {
+        explore(name, Some(2), move || {
+            let device = Device::new(1, &[&[event], &[]]);
+            let first = device.spawn(|device| device.receive(0));
+            let second = device.spawn(|device| device.receive(1));
+            let sender = device.spawn(|device| device.submit(0, 0));
+            device.kill(0);
+            // Nothing but the death of all connections is a reason for an error.
+            assert_eq!(device.layer.wait(0), Status::Ok, "a request failed");
+            device.kill(1);
+            for thread in [sender, first, second] {
+                thread.join().unwrap();
+            }
+            device.layer.assert_all_ended();
+        });
+    }
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn draining_ends_every_request_at_any_moment() {
+    for (name, event) in [("drain, reply", Answer), ("drain, no reply", Silence)] {
+        explore(name, Some(2), move || {
+            let device = Device::new(2, &[&[event]]);
+            let receiver = device.spawn(|device| device.receive(0));
+            let first = device.spawn(|device| device.submit(0, 0));
+            let second = device.spawn(|device| device.submit(1, 0));
+            device.drain(vec![receiver]);
+            first.join().unwrap();
+            second.join().unwrap();
+            device.run_requeued();
+            device.layer.assert_all_ended();
+        });
+    }
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn draining_ends_what_waits_to_be_sent_again() {
+    explore("drain, two connections", Some(2), || {
+        let device = Device::new(1, &[&[Silence], &[Silence]]);
+        let first = device.spawn(|device| device.receive(0));
+        let second = device.spawn(|device| device.receive(1));
+        let sender = device.spawn(|device| device.submit(0, 0));
+        device.kill(0);
+        device.drain(vec![first, second]);
+        sender.join().unwrap();
+        device.run_requeued();
+        device.layer.assert_all_ended();
+    });
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn an_interrupted_send_is_finished_by_a_worker_or_fails() {
+    explore("interrupted, killed", Some(2), || {
+        let device = Device::new(1, &[&[Signal, Silence]]);
+        let receiver = device.spawn(|device| device.receive(0));
+        let worker = device.spawn(|device| device.work(0));
+        let sender = device.spawn(|device| device.submit(0, 0));
+        device.kill(0);
+        sender.join().unwrap();
+        device.stop_work(0);
+        worker.join().unwrap();
+        receiver.join().unwrap();
+        device.layer.assert_all_ended();
+    });
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn an_interrupted_send_is_finished_by_the_next_sender_or_the_worker() {
+    explore("interrupted, next sender", Some(2), || {
+        let device = Device::new(2, &[&[Signal]]);
+        let receiver = device.spawn(|device| device.receive(0));
+        let worker = device.spawn(|device| device.work(0));
+        let next = device.spawn(|device| device.submit(1, 0));
+        device.submit(0, 0);
+        next.join().unwrap();
+        // The connection lives, and the server answers what is whole: so was every send.
+        assert_eq!(device.layer.wait(0), Status::Ok, "a request failed");
+        assert_eq!(device.layer.wait(1), Status::Ok, "a request failed");
+        device.kill(0);
+        device.stop_work(0);
+        worker.join().unwrap();
+        receiver.join().unwrap();
+        device.layer.assert_all_ended();
+    });
+}

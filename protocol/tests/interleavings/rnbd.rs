@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver's setup, retold for loom around the real [`Lifecycle`].
+//!
+//! Mirrors `driver/setup.rs`, `driver/keeper.rs`, `driver/teardown.rs` and `when_drained` of
+//! `driver/device.rs`: change them together.
+
+use crate::device::{Device, Ledger, Process, Refused, Socket};
+use loom::sync::{Condvar, Mutex, MutexGuard};
+use rnbd_protocol::{
+    flags::TransmissionFlags,
+    setup::{
+        Configured, Connections, DiskUse, EndReason, Failure, Kinds, Lifecycle, Owner, Phase,
+        Refusal, Retired,
+    },
+};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex as StdMutex},
+};
+
+pub enum World {}
+
+impl Kinds for World {
+    type Owner = Process;
+    type Connections = Sockets;
+    type Attachment = Arc<Attachment>;
+}
+
+#[derive(Default)]
+pub struct Sockets(Vec<Socket>);
+
+impl Connections for Sockets {
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Owner for Process {
+    fn is_alive(&self) -> bool {
+        Process::is_alive(self)
+    }
+
+    fn is_parent_of_caller(&self) -> bool {
+        Process::is_parent_of_caller(self)
+    }
+}
+
+/// `driver/attachment.rs`, of which only the sockets matter here.
+pub struct Attachment(StdMutex<Vec<Socket>>);
+
+impl Attachment {
+    fn kill_all(&self) {
+        self.0.lock().unwrap().iter().for_each(Socket::shutdown);
+    }
+}
+
+pub struct Rnbd {
+    setup: Mutex<Lifecycle<World>>,
+    phase_changed: Condvar,
+    ledger: Arc<Ledger>,
+}
+
+fn dispose(sockets: Sockets) {
+    sockets.0.iter().for_each(Socket::shutdown);
+}
+
+impl Rnbd {
+    fn lock(&self) -> MutexGuard<'_, Lifecycle<World>> {
+        self.setup.lock().unwrap()
+    }
+
+    fn when_drained<R>(&self, step: impl FnOnce(&mut Lifecycle<World>) -> R) -> R {
+        let mut life = self.lock();
+        while matches!(life.phase(), Phase::Draining { .. }) {
+            life = self.phase_changed.wait(life).unwrap();
+        }
+        step(&mut life)
+    }
+
+    /// Under the setup lock: what ends a generation, told to the ledger.
+    fn ending<R>(
+        &self,
+        life: &mut Lifecycle<World>,
+        end: impl FnOnce(&mut Lifecycle<World>) -> R,
+        ended: impl FnOnce(&R) -> bool,
+    ) -> R {
+        let generation = life.generation();
+        let result = end(life);
+        if ended(&result) {
+            self.ledger.ended(generation);
+        }
+        result
+    }
+
+    // driver/setup.rs
+
+    fn set_flags(&self, caller: &Process) -> Result<(), Refused> {
+        let configured = self.when_drained(|life| {
+            self.ending(
+                life,
+                |life| {
+                    life.configure(caller.clone(), |config| {
+                        config.flags = TransmissionFlags::CAN_MULTI_CONN;
+                        Ok::<_, Infallible>(())
+                    })
+                },
+                |configured| matches!(configured, Ok(Configured::Setup(Some(_)))),
+            )
+        });
+        match configured {
+            Ok(Configured::Setup(Some(orphan))) => dispose(orphan),
+            Ok(_) => {}
+            Err(_) => return Err(Refused),
+        }
+        Ok(())
+    }
+
+    // driver/teardown.rs
+
+    fn stop(&self, retired: Retired<World>) -> bool {
+        match retired {
+            Retired::Nothing => false,
+            Retired::Setup(sockets) => {
+                dispose(sockets);
+                false
+            }
+            Retired::Stopped(attachment) | Retired::AlreadyDraining(attachment) => {
+                attachment.kill_all();
+                true
+            }
+        }
+    }
+
+    fn retire(&self, reason: EndReason) -> Retired<World> {
+        self.ending(&mut self.lock(), |life| life.retire(reason), ends)
+    }
+
+    // driver/keeper.rs
+
+    fn start(&self, caller: &Process) -> Result<Arc<Attachment>, Refused> {
+        loop {
+            self.when_drained(|_| ());
+            let started = {
+                let mut life = self.lock();
+                caller.calls();
+                life.start(caller.clone(), DiskUse::Shared, |generation, setup| {
+                    let sockets = core::mem::take(&mut setup.connections.0);
+                    self.ledger.started(generation, &sockets);
+                    Ok::<_, Infallible>(Arc::new(Attachment(StdMutex::new(sockets))))
+                })
+            };
+            match started {
+                Ok(attachment) => return Ok(attachment),
+                Err(Failure::Refused(Refusal::Draining)) => {}
+                Err(_) => return Err(Refused),
+            }
+        }
+    }
+}
+
+fn ends(retired: &Retired<World>) -> bool {
+    matches!(retired, Retired::Setup(_) | Retired::Stopped(_))
+}
+
+impl Device for Rnbd {
+    fn new(ledger: &Arc<Ledger>) -> Self {
+        Self {
+            setup: Mutex::new(Lifecycle::default()),
+            phase_changed: Condvar::new(),
+            ledger: ledger.clone(),
+        }
+    }
+
+    fn set_sock(&self, caller: &Process) -> Result<(), Refused> {
+        self.when_drained(|life| life.may_add(caller, DiskUse::Shared))
+            .map_err(|_| Refused)?;
+        let socket = self.ledger.socket(caller);
+        let (replaced, added) = self.when_drained(|life| {
+            self.ending(
+                life,
+                |life| {
+                    life.add(caller.clone(), DiskUse::Shared, |generation, sockets| {
+                        self.ledger.added(&socket, generation);
+                        sockets.0.push(socket);
+                        Ok::<_, Infallible>(())
+                    })
+                },
+                |(replaced, _)| replaced.is_some(),
+            )
+        });
+        if let Some(orphan) = replaced {
+            dispose(orphan);
+        }
+        added.map_err(|_| Refused)?;
+        // As multi-connection clients do; whoever lost the setup meanwhile is refused, or starts
+        // another one without a socket.
+        self.set_flags(caller)
+    }
+
+    fn do_it(&self, caller: &Process) -> Result<(), Refused> {
+        let attachment = self.start(caller)?;
+        // The server closes.
+        let retired = self.retire(EndReason::ConnectionsLost);
+        assert!(self.stop(retired), "what runs was ended behind its keeper");
+        // `drain`: nobody but the phase and those who have just ended it holds the attachment.
+        drop(attachment);
+        let reason = self.lock().drained();
+        assert!(reason.is_some(), "what drains was ended behind its keeper");
+        self.phase_changed.notify_all();
+        Ok(())
+    }
+
+    fn clear_sock(&self, caller: &Process) {
+        let retired = self.ending(&mut self.lock(), |life| life.clear(caller), ends);
+        if self.stop(retired) {
+            self.when_drained(|_| ());
+        }
+    }
+
+    fn disconnect(&self) {
+        match self.retire(EndReason::Disconnected) {
+            Retired::Nothing | Retired::AlreadyDraining(_) => {}
+            Retired::Setup(sockets) => dispose(sockets),
+            // The keeper is told, and shuts the sockets down.
+            Retired::Stopped(_) => {}
+        }
+    }
+
+    fn closed_by_death(&self, process: &Process) {
+        let abandoned = {
+            let mut life = self.lock();
+            let dying_owner = matches!(
+                life.phase(),
+                Phase::Setup(setup) if setup.owner == *process && !setup.owner.is_alive()
+            );
+            if dying_owner {
+                self.ending(&mut life, Lifecycle::abandon_setup, Option::is_some)
+            } else {
+                None
+            }
+        };
+        if let Some(sockets) = abandoned {
+            dispose(sockets);
+        }
+    }
+}

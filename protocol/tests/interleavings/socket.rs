@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A socket, and the server at its other end: it answers, or not, as it was told to.
+
+use loom::sync::{Condvar, Mutex};
+use rnbd_protocol::cookie::Cookie;
+use std::collections::VecDeque;
+
+/// What happens when a request is sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The server answers.
+    Answer,
+    /// The server answers twice.
+    AnswerTwice,
+    /// The server answers what it was asked before, under the same tag.
+    AnswerEarlier,
+    /// The server takes it, and says nothing.
+    Silence,
+    /// The server closes.
+    Close,
+    /// A signal stops the sender after a part.
+    Signal,
+}
+
+/// How a send went.
+pub enum Sent {
+    Whole,
+    Interrupted,
+    Failed,
+}
+
+struct State {
+    shut: bool,
+    replies: VecDeque<Cookie>,
+    events: VecDeque<Event>,
+}
+
+pub struct Socket {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Socket {
+    /// A socket where so much happens, one event for each send, and after that every request is
+    /// answered.
+    pub fn new(events: &[Event]) -> Self {
+        Self {
+            state: Mutex::new(State {
+                shut: false,
+                replies: VecDeque::new(),
+                events: events.iter().copied().collect(),
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub fn send(&self, cookie: Cookie) -> Sent {
+        let mut state = self.state.lock().unwrap();
+        if state.shut {
+            return Sent::Failed;
+        }
+        let event = state.events.pop_front().unwrap_or(Event::Answer);
+        match event {
+            Event::Answer => state.replies.push_back(cookie),
+            Event::AnswerTwice => state.replies.extend([cookie, cookie]),
+            Event::AnswerEarlier => {
+                let earlier = cookie.sequence().wrapping_sub(1);
+                state.replies.push_back(Cookie::new(earlier, cookie.tag()));
+            }
+            Event::Silence => {}
+            Event::Close => state.shut = true,
+            Event::Signal => return Sent::Interrupted,
+        }
+        drop(state);
+        self.changed.notify_all();
+        Sent::Whole
+    }
+
+    /// The next reply; none once the socket is shut down.
+    pub fn receive(&self) -> Option<Cookie> {
+        let mut state = self.state.lock().unwrap();
+        loop {
+            if let Some(reply) = state.replies.pop_front() {
+                return Some(reply);
+            }
+            if state.shut {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+
+    pub fn shutdown(&self) {
+        self.state.lock().unwrap().shut = true;
+        self.changed.notify_all();
+    }
+}
