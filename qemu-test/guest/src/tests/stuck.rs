@@ -85,7 +85,8 @@ fn others(_: &Context) -> Result<()> {
     }
     let direct = open_direct("/dev/nbd0")?;
     for round in 0..32 {
-        round_trip(&direct, 4096 * round, &[round as u8; 4096])?;
+        // The first 64 KiB are answered for.
+        round_trip(&direct, 4096 * (round % 16), &[round as u8; 4096])?;
         ensure!(blocked.iter().all(Blocked::waits), "a reader without an answer has ended");
     }
     drop(direct);
