@@ -208,7 +208,7 @@ fn nbd_ko_starts_two_owners_sockets() {
 fn two_clients_and_a_disconnect() {
     at_once::<Rnbd>(
         "two clients, disconnect",
-        Some(3),
+        None,
         &[&[SetSock, DoIt], &[SetSock, DoIt], &[Disconnect, Clear]],
     );
 }
@@ -218,12 +218,12 @@ fn two_clients_and_a_disconnect() {
 fn a_client_that_dies_and_one_that_contends() {
     at_once::<Rnbd>(
         "death, contender",
-        Some(3),
+        None,
         &[&[SetSock, SetSock, Die], &[SetSock, DoIt], &[Clear]],
     );
     at_once::<Rnbd>(
         "death with its open device, contender",
-        Some(3),
+        None,
         &[&[SetSock, SetSock, Exit], &[SetSock, DoIt], &[Disconnect]],
     );
 }
@@ -233,7 +233,7 @@ fn a_client_that_dies_and_one_that_contends() {
 fn an_owner_that_clears_its_own_setup() {
     at_once::<Rnbd>(
         "own clear, contender",
-        Some(3),
+        None,
         &[&[SetSock, Clear, SetSock, DoIt], &[SetSock, DoIt], &[Clear]],
     );
 }
@@ -241,7 +241,7 @@ fn an_owner_that_clears_its_own_setup() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn a_client_that_forks_between_setup_and_start() {
-    explore("fork, contender", Some(3), || {
+    explore("fork, contender", None, || {
         let room = Room::<Rnbd>::new();
         let parent = room.ledger.process();
         room.act(&parent, &[SetSock]);

@@ -62,7 +62,7 @@ fn reply(shared: &Shared, cookie: Cookie, route: Route) {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn one_of_sender_receivers_and_claimants_answers() {
-    explore("word: reply, reply, claim", None, || {
+    explore("word: reply, reply, claim", Some(4), || {
         let shared = Shared::new();
         let sending = shared.word.begin(ROUTE);
         let cookie = sending.cookie(0);

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Long random sequences of calls, against a plain model of the rules (invariants G1 to G4).
+
+mod plain;
+#[allow(dead_code, reason = "shared with setup.rs, which uses all of it")]
+mod world;
+
+use plain::{Answer, Plain, Setting};
+use proptest::prelude::*;
+use rnbd_protocol::{
+    flags::TransmissionFlags,
+    geometry::{BlockSize, ExportSize},
+    setup::{Config, Configured, Connections, DiskUse, EndReason, Failure, Lifecycle, Phase, Retired},
+};
+use world::{as_caller, Process, World};
+
+/// Largest block size of the kernel that the device is in.
+const MAX_BLOCK: u64 = 4096;
+
+#[derive(Clone, Debug)]
+enum Call {
+    Add { works: bool, disk: DiskUse },
+    Configure(Setting),
+    Start { works: bool, disk: DiskUse },
+    Clear,
+    Retire(EndReason),
+    Abandon,
+    Drained,
+    Die,
+    Fork,
+    Arrive,
+}
+
+fn any_setting() -> impl Strategy<Value = Setting> {
+    let edge = i64::MAX as u64;
+    let bytes = prop_oneof![0..1_u64 << 20, edge - 1..=edge + 1, any::<u64>()];
+    let block = prop_oneof![
+        Just(0),
+        (0..16_u32).prop_map(|shift| 1_u64 << shift),
+        any::<u64>()
+    ];
+    prop_oneof![
+        bytes.clone().prop_map(Setting::Size),
+        bytes.prop_map(Setting::Blocks),
+        block.prop_map(Setting::BlockSize),
+        // Mostly able to have several connections.
+        prop_oneof![Just(0x100), any::<u32>()].prop_map(Setting::Flags),
+        any::<u32>().prop_map(Setting::Timeout),
+    ]
+}
+
+fn any_call() -> impl Strategy<Value = Call> {
+    let disk = || prop_oneof![4 => Just(DiskUse::Shared), 1 => Just(DiskUse::Exclusive)];
+    let works = || prop::bool::weighted(0.9);
+    let reason = prop_oneof![
+        Just(EndReason::Disconnected),
+        Just(EndReason::ConnectionsLost),
+        Just(EndReason::TimedOut),
+        Just(EndReason::Interrupted),
+    ];
+    prop_oneof![
+        6 => (works(), disk()).prop_map(|(works, disk)| Call::Add { works, disk }),
+        5 => any_setting().prop_map(Call::Configure),
+        6 => (works(), disk()).prop_map(|(works, disk)| Call::Start { works, disk }),
+        1 => Just(Call::Clear),
+        2 => reason.prop_map(Call::Retire),
+        1 => Just(Call::Abandon),
+        4 => Just(Call::Drained),
+        2 => Just(Call::Die),
+        2 => Just(Call::Fork),
+        1 => Just(Call::Arrive),
+    ]
+}
+
+fn change(config: &mut Config, setting: Setting) -> Result<(), ()> {
+    let bad = |_| ();
+    match setting {
+        Setting::Size(bytes) => config.size = ExportSize::from_bytes(bytes).map_err(bad)?,
+        Setting::Blocks(count) => {
+            config.size = ExportSize::from_blocks(count, config.block_size).map_err(bad)?;
+        }
+        Setting::BlockSize(bytes) => {
+            config.block_size = BlockSize::new(bytes, MAX_BLOCK).map_err(bad)?;
+        }
+        Setting::Flags(bits) => config.flags = TransmissionFlags::from_bits(bits),
+        Setting::Timeout(seconds) => config.timeout = seconds,
+    }
+    Ok(())
+}
+
+fn refused<T>(failure: Failure<()>) -> Answer<T> {
+    match failure {
+        Failure::Refused(refusal) => Answer::Refused(refusal),
+        Failure::Step(()) => Answer::Failed,
+    }
+}
+
+/// What an end hands out: sockets that are disposed of, and those of an attachment.
+fn retired(retired: Retired<World>) -> (Vec<u32>, Vec<u32>) {
+    match retired {
+        Retired::Nothing => (vec![], vec![]),
+        Retired::Setup(sockets) => (sockets.0, vec![]),
+        Retired::Stopped(attached) | Retired::AlreadyDraining(attached) => (vec![], attached),
+    }
+}
+
+/// A device, the plain model of it, and the processes that use both.
+struct Room {
+    life: Lifecycle<World>,
+    plain: Plain,
+    processes: Vec<Process>,
+    sockets: u32,
+    /// Sockets that were handed out to be disposed of, or went with an attachment.
+    gone: Vec<u32>,
+}
+
+impl Room {
+    fn new() -> Self {
+        let mut room = Self {
+            life: Lifecycle::default(),
+            plain: Plain::new(MAX_BLOCK),
+            processes: Vec::new(),
+            sockets: 0,
+            gone: Vec::new(),
+        };
+        (0..3).for_each(|_| room.arrive(Process::new(), None));
+        room
+    }
+
+    fn arrive(&mut self, process: Process, parent: Option<usize>) {
+        self.processes.push(process);
+        self.plain.arrive(parent);
+    }
+
+    fn call(&mut self, who: usize, call: Call) -> Result<(), TestCaseError> {
+        let who = who % self.processes.len();
+        if !self.plain.is_alive(who) && !matches!(call, Call::Drained | Call::Arrive) {
+            return Ok(());
+        }
+        let caller = self.processes[who].clone();
+        match call {
+            Call::Add { works, disk } => self.add(who, &caller, works, disk)?,
+            Call::Configure(setting) => {
+                let got = self.life.configure(caller, |config| change(config, setting));
+                let got = match got {
+                    Ok(Configured::Setup(orphan)) => {
+                        let orphan = orphan.map_or(vec![], |sockets| sockets.0);
+                        self.gone.extend(&orphan);
+                        Answer::Done(orphan)
+                    }
+                    Ok(Configured::Live(_)) => Answer::Done(vec![]),
+                    Err(failure) => refused(failure),
+                };
+                prop_assert_eq!(got, self.plain.configure(who, setting));
+            }
+            Call::Start { works, disk } => {
+                let mut got = Answer::Failed;
+                as_caller(&caller, || {
+                    let started = self.life.start(caller.clone(), disk, |_, setup| {
+                        if works {
+                            Ok(std::mem::take(&mut setup.connections.0))
+                        } else {
+                            Err(())
+                        }
+                    });
+                    got = started.map_or_else(refused, Answer::Done);
+                });
+                prop_assert_eq!(got, self.plain.start(who, disk, works));
+            }
+            Call::Clear => {
+                let (disposed, attached) = retired(self.life.clear(&caller));
+                self.gone.extend(&disposed);
+                prop_assert_eq!((disposed, attached), self.plain.clear(who));
+            }
+            Call::Retire(reason) => {
+                let (disposed, attached) = retired(self.life.retire(reason));
+                self.gone.extend(&disposed);
+                prop_assert_eq!((disposed, attached), self.plain.retire(reason));
+            }
+            Call::Abandon => {
+                let disposed = self.life.abandon_setup().map_or(vec![], |sockets| sockets.0);
+                self.gone.extend(&disposed);
+                prop_assert_eq!(disposed, self.plain.abandon());
+            }
+            Call::Drained => {
+                if let Phase::Draining { attachment, .. } = self.life.phase() {
+                    self.gone.extend(attachment);
+                }
+                prop_assert_eq!(self.life.drained(), self.plain.drained());
+            }
+            Call::Die => {
+                caller.die();
+                self.plain.die(who);
+            }
+            Call::Fork => self.arrive(caller.fork(), Some(who)),
+            Call::Arrive => self.arrive(Process::new(), None),
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        who: usize,
+        caller: &Process,
+        works: bool,
+        disk: DiskUse,
+    ) -> Result<(), TestCaseError> {
+        let expected = self.plain.add(who, disk, works.then_some(self.sockets));
+        let may = self.life.may_add(caller, disk);
+        let mut pushed_to = None;
+        let (orphan, got) = self.life.add(caller.clone(), disk, |generation, sockets| {
+            pushed_to = Some(generation);
+            if !works {
+                return Err(());
+            }
+            sockets.0.push(self.sockets);
+            Ok(())
+        });
+        let orphan = orphan.map_or(vec![], |sockets| sockets.0);
+        self.gone.extend(&orphan);
+        prop_assert_eq!(may.is_ok(), pushed_to.is_some(), "may_add and add disagree");
+        if let Some(generation) = pushed_to {
+            prop_assert_eq!(generation, self.life.generation());
+        }
+        match got {
+            Ok(()) => {
+                self.sockets += 1;
+                prop_assert_eq!(Answer::Done(orphan), expected);
+            }
+            Err(Failure::Step(())) => {
+                prop_assert_eq!(Answer::Failed, expected);
+            }
+            Err(failure) => {
+                prop_assert!(orphan.is_empty());
+                prop_assert_eq!(refused(failure), expected);
+            }
+        }
+        Ok(())
+    }
+
+    /// What must hold between any two calls.
+    fn check(&self, generation_before: u64) -> Result<(), TestCaseError> {
+        prop_assert!(self.life.generation() >= generation_before);
+        prop_assert_eq!(self.life.generation(), self.plain.generation());
+        let owner = self
+            .life
+            .owner()
+            .and_then(|owner| self.processes.iter().position(|process| process == owner));
+        prop_assert_eq!(owner, self.plain.owner());
+        let (name, held, config) = match self.life.phase() {
+            Phase::Idle => ("idle", vec![], None),
+            Phase::Setup(setup) => {
+                prop_assert_eq!(setup.connections.count(), setup.connections.0.len());
+                ("setup", setup.connections.0.clone(), Some(setup.config))
+            }
+            Phase::Running {
+                config, attachment, ..
+            } => ("running", attachment.clone(), Some(*config)),
+            Phase::Draining { attachment, .. } => ("draining", attachment.clone(), None),
+        };
+        prop_assert_eq!(name, self.plain.phase());
+        prop_assert_eq!(&held, self.plain.sockets());
+        if let Some(config) = config {
+            let told = (
+                config.size.bytes(),
+                config.block_size.bytes(),
+                config.flags.bits(),
+                config.timeout,
+            );
+            prop_assert_eq!(told, self.plain.config());
+        }
+        // Every socket is in one place: held, or handed out.
+        let mut all: Vec<u32> = self.gone.iter().copied().chain(held).collect();
+        all.sort_unstable();
+        prop_assert_eq!(all, (0..self.sockets).collect::<Vec<_>>());
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(
+        if cfg!(miri) { 2 } else if cfg!(debug_assertions) { 256 } else { 4096 }
+    ))]
+
+    #[test]
+    fn any_sequence_of_calls_is_as_the_plain_model_says(
+        calls in prop::collection::vec((any::<usize>(), any_call()), 1..300)
+    ) {
+        let mut room = Room::new();
+        for (who, call) in calls {
+            let before = room.life.generation();
+            let text = format!("{who} {call:?}");
+            room.call(who, call)
+                .and_then(|()| room.check(before))
+                .map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
+        }
+    }
+}
