@@ -156,6 +156,11 @@ impl Attachment {
         }
     }
 
+    /// Whether no request is to be sent any more.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
     /// Lets no request be sent any more; those on the wire may still be answered. Any context.
     pub(super) fn stop_sending(&self) {
         self.draining.store(true, Relaxed);

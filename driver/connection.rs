@@ -69,6 +69,8 @@ pub(super) struct End {
 /// What a connection's senders leave to each other.
 #[derive(Default)]
 pub(super) struct Tx {
+    /// The server was told that nothing more will come.
+    pub(super) disconnected: bool,
     /// A request of which only a part went out, before a signal stopped its sender. Nothing else
     /// may go out before the rest of it has.
     pub(super) partial: Option<Partial>,

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{Disk, Operations, Request, Timeout},
+        block::mq::{Disk, Opened, Operations, Request, Timeout},
         pid,
         ratelimit::RateLimit,
         trace,
@@ -201,7 +201,7 @@ impl Operations for Device {
         teardown::closed(disk, last, pid::current_is_exiting());
     }
 
-    fn ioctl(disk: &Disk<Self>, cmd: u32, arg: usize) -> Result<i32> {
-        ioctl::handle(disk, cmd, arg)
+    fn ioctl(disk: &Disk<Self>, opened: Opened, cmd: u32, arg: usize) -> Result<i32> {
+        ioctl::handle(disk, opened, cmd, arg)
     }
 }

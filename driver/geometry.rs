@@ -4,7 +4,7 @@
 
 use super::{attachment::Attachment, device::Device, params, timeout};
 use crate::{
-    abstractions::block::mq::{Disk, QueueLimits},
+    abstractions::block::mq::{Disk, Opened, QueueLimits},
     protocol::{
         flags::TransmissionFlags,
         setup::{Config, Phase},
@@ -87,9 +87,9 @@ pub(super) fn apply_timeout(disk: &Disk<Device>, attachment: &Attachment, second
 }
 
 /// Empties the disk of a generation that has ended. Sleeps; no lock may be held.
-pub(super) fn clear(disk: &Disk<Device>) {
+pub(super) fn clear(disk: &Disk<Device>, opened: Opened) {
     disk.set_capacity_and_notify(0);
-    match disk.claim() {
+    match disk.claim(opened) {
         Ok(claim) => claim.change_medium(),
         // Its user keeps what he has cached. What he writes fails, and the device goes to no other
         // export before he lets go.

@@ -5,7 +5,10 @@
 //! C header: [`include/uapi/linux/nbd.h`](srctree/include/uapi/linux/nbd.h)
 
 use super::{device::Device, keeper, setup, teardown};
-use crate::abstractions::{block::mq::Disk, capability};
+use crate::abstractions::{
+    block::mq::{Disk, Opened},
+    capability,
+};
 use kernel::{
     ioctl::{_IO, _IOC_TYPE},
     prelude::*,
@@ -32,7 +35,7 @@ const SET_FLAGS: u32 = _IO(TYPE, 10);
 ///
 /// `EPERM` without `CAP_SYS_ADMIN`; `EINVAL` for what is no ioctl of nbd, as nbd.ko says it;
 /// `ENOTTY` for one that nbd does not have; else as the functions that are called.
-pub(super) fn handle(disk: &Disk<Device>, cmd: u32, arg: usize) -> Result<i32> {
+pub(super) fn handle(disk: &Disk<Device>, opened: Opened, cmd: u32, arg: usize) -> Result<i32> {
     if !capability::current_is_sys_admin() {
         return Err(EPERM);
     }
@@ -40,13 +43,13 @@ pub(super) fn handle(disk: &Disk<Device>, cmd: u32, arg: usize) -> Result<i32> {
         return Err(EINVAL);
     }
     match cmd {
-        SET_SOCK => setup::add_socket(disk, arg)?,
+        SET_SOCK => setup::add_socket(disk, opened, arg)?,
         SET_BLKSIZE => setup::set_block_size(disk, arg)?,
         SET_SIZE => setup::set_size(disk, arg)?,
         SET_SIZE_BLOCKS => setup::set_size_blocks(disk, arg)?,
         SET_FLAGS => setup::set_flags(disk, arg)?,
         SET_TIMEOUT => setup::set_timeout(disk, arg)?,
-        DO_IT => keeper::run(disk)?,
+        DO_IT => keeper::run(disk, opened)?,
         DISCONNECT => teardown::disconnect(disk),
         CLEAR_SOCK => teardown::clear(disk)?,
         // Clients still send these two; the queue is cleared, and nothing is there to be printed,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{AttributeFile, Claim, Disk, Outcome, Status},
+        block::mq::{AttributeFile, Claim, Disk, Opened, Outcome, Status},
         kthread::Thread,
         pid::{self, ProcessRef},
     },
@@ -33,6 +33,9 @@ use kernel::{
 /// How long a server has, after `NBD_DISCONNECT`, to answer what it was asked and to close.
 const DISCONNECT_GRACE_MS: u32 = 5000;
 
+/// How often it is looked whether the server has done so.
+const DISCONNECT_TICK_MS: u32 = 50;
+
 /// What a generation has in the system while it runs.
 struct Presence {
     _receivers: KVec<Thread<Receiver>>,
@@ -45,9 +48,9 @@ struct Presence {
 ///
 /// Those of the start: see [`setup::refuse`]. Then: none if the device was disconnected or the
 /// server closed; `ETIMEDOUT` if a request timed out; `EINTR` if a signal came.
-pub(super) fn run(disk: &Disk<Device>) -> Result {
+pub(super) fn run(disk: &Disk<Device>, opened: Opened) -> Result {
     let device = disk.data();
-    let (attachment, claim) = start(disk)?;
+    let (attachment, claim) = start(disk, opened)?;
     device.set_pid(pid::current_task_number());
 
     let (presence, brought_up) = bring_up(disk, &attachment, claim);
@@ -56,7 +59,7 @@ pub(super) fn run(disk: &Disk<Device>) -> Result {
         Err(_) => EndReason::StartFailed,
     };
     teardown::end(disk, reason);
-    drain(disk, &attachment, presence);
+    drain(disk, opened, &attachment, presence);
 
     // Whoever was first to end it has said why.
     device.set_pid(0);
@@ -76,12 +79,15 @@ pub(super) fn run(disk: &Disk<Device>) -> Result {
 
 /// Starts the generation that was set up. With the claim, nobody uses the disk exclusively; there
 /// is none if somebody does under whom the generation may come back.
-fn start(disk: &Disk<Device>) -> Result<(Arc<Attachment>, Option<Claim<'_, Device>>)> {
+fn start(
+    disk: &Disk<Device>,
+    opened: Opened,
+) -> Result<(Arc<Attachment>, Option<Claim<'_, Device>>)> {
     let device = disk.data();
     loop {
         // A generation that drains wants the claim too: it must not wait for ours.
         device.when_drained(|_| ())?;
-        let claim = disk.claim().ok();
+        let claim = disk.claim(opened).ok();
         let disk_use = match claim {
             Some(_) => DiskUse::Shared,
             None => DiskUse::Exclusive,
@@ -150,45 +156,54 @@ fn try_bring_up(
 /// Waits until no connection is left, and tells why.
 fn wait_for_end(disk: &Disk<Device>, attachment: &Attachment) -> EndReason {
     let gone = |end: &End| end.receivers == 0;
-    let mut interrupted = false;
     let mut end = attachment.end.lock();
-    while !gone(&end) {
-        if interrupted {
-            // All sockets are shut down: the receivers are on their way.
-            attachment.end_changed.wait(&mut end);
-            continue;
-        }
-        // After a disconnect the server may still answer, for a while.
-        let enough = if end.asked {
-            let grace = msecs_to_jiffies(DISCONNECT_GRACE_MS);
-            match attachment
-                .end_changed
-                .wait_interruptible_timeout(&mut end, grace)
-            {
-                CondVarTimeoutResult::Woken { .. } => false,
-                CondVarTimeoutResult::Timeout | CondVarTimeoutResult::Signal { .. } => true,
-            }
-        } else {
-            attachment.end_changed.wait_interruptible(&mut end)
-        };
-        if enough && !gone(&end) {
-            interrupted = true;
+    while !gone(&end) && !end.asked {
+        if attachment.end_changed.wait_interruptible(&mut end) {
             drop(end);
             teardown::end(disk, EndReason::Interrupted);
             end = attachment.end.lock();
         }
     }
-    if interrupted {
-        EndReason::Interrupted
-    } else if attachment.timed_out() {
+    drop(end);
+    if attachment.is_draining() {
+        let_server_finish(attachment);
+    }
+    let mut end = attachment.end.lock();
+    while !gone(&end) {
+        // All sockets are shut down: the receivers are on their way.
+        attachment.end_changed.wait(&mut end);
+    }
+    if attachment.timed_out() {
         EndReason::TimedOut
     } else {
         EndReason::ConnectionsLost
     }
 }
 
+/// After a disconnect: lets the server answer what it was asked, and close. It has a while for
+/// that; then, or with a signal, the connections are killed.
+fn let_server_finish(attachment: &Attachment) {
+    for _ in 0..DISCONNECT_GRACE_MS / DISCONNECT_TICK_MS {
+        // Who could not be told at first is told once its sender is done.
+        teardown::say_goodbye(attachment);
+        let mut end = attachment.end.lock();
+        if end.receivers == 0 {
+            return;
+        }
+        let tick = msecs_to_jiffies(DISCONNECT_TICK_MS);
+        match attachment
+            .end_changed
+            .wait_interruptible_timeout(&mut end, tick)
+        {
+            CondVarTimeoutResult::Signal { .. } => break,
+            CondVarTimeoutResult::Woken { .. } | CondVarTimeoutResult::Timeout => {}
+        }
+    }
+    attachment.kill_all();
+}
+
 /// Ends all that a generation still has going. Bounded: nothing here waits for a server.
-fn drain(disk: &Disk<Device>, attachment: &Arc<Attachment>, presence: Presence) {
+fn drain(disk: &Disk<Device>, opened: Opened, attachment: &Attachment, presence: Presence) {
     debug_assert!(matches!(
         disk.data().setup.lock().phase(),
         Phase::Draining { .. }
@@ -209,5 +224,5 @@ fn drain(disk: &Disk<Device>, attachment: &Arc<Attachment>, presence: Presence) 
     let detached = disk.freeze().detach();
     drop(detached);
     drop(_pid);
-    geometry::clear(disk);
+    geometry::clear(disk, opened);
 }

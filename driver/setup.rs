@@ -5,7 +5,7 @@
 use super::{attachment::Attachment, connection::Connection, device::Device, geometry, teardown};
 use crate::{
     abstractions::{
-        block::mq::{max_block_size, Disk},
+        block::mq::{max_block_size, Disk, Opened},
         net::socket::{Socket, Unusable},
         pid::ProcessRef,
     },
@@ -20,68 +20,59 @@ use kernel::{prelude::*, sync::Arc};
 /// Longest time-out that can be set, in seconds: what the block layer can count, in milliseconds.
 const MAX_TIMEOUT: u32 = u32::MAX / 1000;
 
-/// Says in the log why a change of the setup is refused, and gives its errno.
+/// Says in the log why a change of the setup is refused, unless it says so all the time, and gives
+/// its errno.
 ///
 /// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
 pub(super) fn refuse(disk: &Disk<Device>, refusal: Refusal) -> Error {
+    if disk.data().said.may_say().is_some() {
+        say_refusal(disk, refusal);
+    }
+    match refusal {
+        Refusal::Owned | Refusal::Running | Refusal::Draining | Refusal::Held => EBUSY,
+        Refusal::NoConnection | Refusal::NotMultiConn => EINVAL,
+        Refusal::TooManyConnections => ENOSPC,
+    }
+}
+
+fn say_refusal(disk: &Disk<Device>, refusal: Refusal) {
     let device = disk.device();
     match refusal {
-        Refusal::Owned => {
-            match disk.data().setup.lock().owner() {
-                Some(owner) => dev_err!(
-                    device,
-                    "being set up by {owner}: wait for it, or end its setup with NBD_CLEAR_SOCK\n"
-                ),
-                None => dev_err!(device, "being set up by another process\n"),
-            }
-            EBUSY
-        }
-        Refusal::Running => {
-            match disk.data().setup.lock().owner() {
-                Some(owner) => {
-                    dev_err!(device, "in use, attached by {owner}: disconnect it first\n")
-                }
-                None => dev_err!(device, "in use\n"),
-            }
-            EBUSY
-        }
+        Refusal::Owned => match disk.data().setup.lock().owner() {
+            Some(owner) => dev_err!(
+                device,
+                "being set up by {owner}: wait for it, or end its setup with NBD_CLEAR_SOCK\n"
+            ),
+            None => dev_err!(device, "being set up by another process\n"),
+        },
+        Refusal::Running => match disk.data().setup.lock().owner() {
+            Some(owner) => dev_err!(device, "in use, attached by {owner}: disconnect it first\n"),
+            None => dev_err!(device, "in use\n"),
+        },
         Refusal::Draining => {
-            dev_err!(device, "the last attachment is not gone yet: try again\n");
-            EBUSY
+            dev_err!(device, "the last attachment is not gone yet: try again\n")
         }
-        Refusal::NoConnection => {
-            dev_err!(
+        Refusal::Held => match disk.exclusive_user() {
+            Some(user) => dev_err!(
                 device,
-                "no socket was set: NBD_SET_SOCK comes before NBD_DO_IT\n"
-            );
-            EINVAL
-        }
-        Refusal::NotMultiConn => {
-            dev_err!(
-                device,
-                "several sockets, but the export's flags lack NBD_FLAG_CAN_MULTI_CONN\n"
-            );
-            EINVAL
-        }
-        Refusal::Held => {
-            match disk.exclusive_user() {
-                Some(user) => dev_err!(
-                    device,
-                    "used by {user} since the last attachment: unmount or release it first\n"
-                ),
-                None => dev_err!(device, "used exclusively since the last attachment\n"),
-            }
-            EBUSY
-        }
-        Refusal::TooManyConnections => {
-            dev_err!(device, "too many sockets\n");
-            ENOSPC
-        }
+                "used by {user} since the last attachment: unmount or release it first\n"
+            ),
+            None => dev_err!(device, "used exclusively since the last attachment\n"),
+        },
+        Refusal::NoConnection => dev_err!(
+            device,
+            "no socket was set: NBD_SET_SOCK comes before NBD_DO_IT\n"
+        ),
+        Refusal::NotMultiConn => dev_err!(
+            device,
+            "several sockets, but the export's flags lack NBD_FLAG_CAN_MULTI_CONN\n"
+        ),
+        Refusal::TooManyConnections => dev_err!(device, "too many sockets\n"),
     }
 }
 
 /// `NBD_SET_SOCK`: adds a socket to the caller's setup.
-pub(super) fn add_socket(disk: &Disk<Device>, fd: usize) -> Result {
+pub(super) fn add_socket(disk: &Disk<Device>, opened: Opened, fd: usize) -> Result {
     let Ok(fd) = i32::try_from(fd) else {
         dev_err!(disk.device(), "{fd} is no file descriptor\n");
         return Err(EINVAL);
@@ -89,7 +80,7 @@ pub(super) fn add_socket(disk: &Disk<Device>, fd: usize) -> Result {
     let caller = ProcessRef::current();
     // First the refusals that are not the socket's fault, as nbd.ko does.
     disk.data().when_drained(|_| ())?;
-    let disk_use = match disk.claim() {
+    let disk_use = match disk.claim(opened) {
         Ok(_) => DiskUse::Shared,
         Err(_) => DiskUse::Exclusive,
     };

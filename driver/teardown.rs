@@ -48,30 +48,41 @@ pub(super) fn disconnect(disk: &Disk<Device>) {
         Retired::Stopped(attachment) => {
             dev_info!(disk.device(), "disconnected by request\n");
             attachment.stop_sending();
-            for connection in &attachment.connections {
-                if !send_disconnect(connection) {
-                    attachment.kill(connection, Death::Retired);
-                }
-            }
+            say_goodbye(&attachment);
             attachment.tell_keeper(|end| end.asked = true);
         }
     }
 }
 
-/// Tells the server that nothing more will come, if that can be done at once.
+/// Tells the server, on each connection, that nothing more will come. False if some could not be
+/// told at once: who sends there waits for the server, and so would we. Does not wait.
+pub(super) fn say_goodbye(attachment: &Attachment) -> bool {
+    let mut all = true;
+    for connection in &attachment.connections {
+        all &= connection.is_dead() || send_disconnect(connection);
+    }
+    all
+}
+
+/// Tells the server that nothing more will come, if that can be done at once or was done.
 fn send_disconnect(connection: &Connection) -> bool {
-    // Whoever holds the lock waits for the server: then so would we.
-    let Some(tx) = connection.tx.try_lock() else {
+    let Some(mut tx) = connection.tx.try_lock() else {
         return false;
     };
+    if tx.disconnected {
+        return true;
+    }
     if tx.partial.is_some() {
         return false;
     }
     let message = wire::Request::DISCONNECT.encode();
-    let (_, result) = connection
-        .socket
-        .send(&mut Kvec::source(&message), More::Ends, Wait::Never);
-    result.is_ok()
+    let (sent, result) =
+        connection
+            .socket
+            .send(&mut Kvec::source(&message), More::Ends, Wait::Never);
+    // A part of the message is as good as none, and cannot be taken back: the end follows it.
+    tx.disconnected = sent > 0;
+    tx.disconnected || result.is_err_and(|error| error != EAGAIN)
 }
 
 /// `NBD_CLEAR_SOCK`: ends the generation at once, and waits until it is gone. Sleeps; a signal

@@ -88,7 +88,8 @@ fn try_submit(
         // Dropped after the lock: with its last reference a request goes to the block layer.
         let mut earlier = None;
         let mut tx = connection.tx.lock();
-        if connection.is_dead() {
+        // Under the lock: after a disconnect message nothing may be sent.
+        if connection.is_dead() || attachment.is_draining() {
             continue;
         }
         if !finish_earlier(attachment, connection, &mut tx, &mut earlier) {

@@ -15,9 +15,19 @@ use kernel::{bindings, error::to_result, fmt, prelude::*, types::ScopeGuard};
 ///
 /// # Invariants
 ///
-/// The claim was prepared, with the disk itself as the holder.
+/// If it is `prepared`, that was with the disk itself as the holder. Else the caller of the driver
+/// has the disk open exclusively, for as long as this lives.
 pub(crate) struct Claim<'a, T: Operations> {
     disk: &'a Disk<T>,
+    prepared: bool,
+}
+
+/// How the caller of an ioctl has the disk open: as the block layer says, so a driver cannot make
+/// one up.
+#[derive(Clone, Copy)]
+pub(crate) struct Opened {
+    /// For himself (`O_EXCL`), not as any number of others may.
+    pub(super) exclusively: bool,
 }
 
 /// Who uses a disk exclusively, as far as the kernel says.
@@ -44,8 +54,15 @@ impl<T: Operations> Disk<T> {
     /// Claims the disk for its driver. Sleeps while somebody else is just claiming it; takes no
     /// other lock.
     ///
-    /// Fails with `EBUSY` if somebody has the disk, or one of its partitions, for himself.
-    pub(crate) fn claim(&self) -> Result<Claim<'_, T>> {
+    /// Fails with `EBUSY` if somebody has the disk, or one of its partitions, for himself: but for
+    /// the caller on whose behalf this is, who has it `opened` so.
+    pub(crate) fn claim(&self, opened: Opened) -> Result<Claim<'_, T>> {
+        if opened.exclusively {
+            return Ok(Claim {
+                disk: self,
+                prepared: false,
+            });
+        }
         // SAFETY: The disk has its block device; any pointer that is nobody else's will do.
         to_result(unsafe {
             bindings::bd_prepare_to_claim(
@@ -55,7 +72,10 @@ impl<T: Operations> Disk<T> {
             )
         })?;
         // INVARIANT: It was prepared above.
-        Ok(Claim { disk: self })
+        Ok(Claim {
+            disk: self,
+            prepared: true,
+        })
     }
 
     /// Who uses the disk exclusively. Takes the disk's open lock. For a message only: it may have
@@ -140,6 +160,9 @@ impl<T: Operations> Claim<'_, T> {
 
 impl<T: Operations> Drop for Claim<'_, T> {
     fn drop(&mut self) {
+        if !self.prepared {
+            return;
+        }
         // SAFETY: By the type invariant.
         unsafe {
             bindings::bd_abort_claiming((*self.disk.as_raw()).part0, self.disk.as_raw().cast())

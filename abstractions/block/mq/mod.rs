@@ -25,7 +25,7 @@ mod queue;
 mod request;
 
 pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttribute};
-pub(crate) use claim::Claim;
+pub(crate) use claim::{Claim, Opened};
 pub(crate) use gen_disk::{Disk, DiskBuilder, GenDisk};
 pub(crate) use limits::{max_block_size, QueueLimits};
 pub(crate) use operations::{Operations, Timeout};

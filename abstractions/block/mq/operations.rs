@@ -6,9 +6,11 @@
 //! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{
+    claim::Opened,
     gen_disk::{Disk, Private},
     request::{Pdu, Request},
 };
+use crate::bindings as extra;
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -69,7 +71,7 @@ pub(crate) trait Operations: Sized + 'static {
     }
 
     /// An ioctl that the block layer does not know, from a 64-bit or a 32-bit task.
-    fn ioctl(_disk: &Disk<Self>, _cmd: u32, _arg: usize) -> Result<i32> {
+    fn ioctl(_disk: &Disk<Self>, _opened: Opened, _cmd: u32, _arg: usize) -> Result<i32> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 }
@@ -224,13 +226,16 @@ impl<T: Operations> Tables<T> {
     /// Only for the block layer to call, through [`Self::fops`].
     unsafe extern "C" fn ioctl(
         bdev: *mut bindings::block_device,
-        _mode: bindings::blk_mode_t,
+        mode: bindings::blk_mode_t,
         cmd: ffi::c_uint,
         arg: ffi::c_ulong,
     ) -> ffi::c_int {
         // SAFETY: The block layer passes an open block device of a disk of `T`.
         let disk = unsafe { Disk::from_raw((*bdev).bd_disk) };
-        from_result(|| T::ioctl(disk, cmd, arg))
+        let opened = Opened {
+            exclusively: mode & extra::BLK_OPEN_EXCL != 0,
+        };
+        from_result(|| T::ioctl(disk, opened, cmd, arg))
     }
 
     /// # Safety
