@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 /// Bound of every wait for a condition: far above what any of them takes, even under emulation.
@@ -143,6 +143,15 @@ impl Child {
     }
 
     /// Waits, and fails with the child's own message when it did.
+    /// Waits for the end, and leaves the process a zombie: the kernel keeps its task, so that no new process gets the
+    /// same one.
+    pub fn wait_unreaped(&mut self) -> Result<()> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        wait_for(&format!("child {} to end", self.pid), || {
+            !matches!(waitid(Id::Pid(self.pid), flags), Ok(WaitStatus::StillAlive))
+        })
+    }
+
     pub fn success(&mut self) -> Result<()> {
         let status = self.wait()?;
         if matches!(status, WaitStatus::Exited(_, 0)) {

@@ -29,9 +29,11 @@ pub fn run(scratch: &Scratch, driver: Driver) -> Result<()> {
         holder = Some(child);
         Ok(format!("pid {pid}"))
     })?;
+    // nbd.ko remembers its task by the bare pointer: kept, lest a client get the same one and with it the setup.
+    let mut setter = None;
     step(&format!("{name}.ko: another sets a socket and dies"), || {
-        let setter = dead_setter()?;
-        Ok(format!("pid {setter} is gone"))
+        let dead = setter.insert(dead_setter()?);
+        Ok(format!("pid {} is gone", dead.pid()))
     })?;
     match driver {
         Driver::Nbd => {
@@ -57,19 +59,20 @@ pub fn run(scratch: &Scratch, driver: Driver) -> Result<()> {
             step("rnbd.ko: qemu-nbd -d /dev/nbd0", qemu_detach)?;
         }
     }
+    setter.map_or(Ok(()), |mut setter: Child| setter.success())?;
     holder.map_or(Ok(()), |mut holder: Child| holder.kill())
 }
 
-/// A process that gives the driver a socket, and is gone before it can do more. Its number is returned.
-fn dead_setter() -> Result<i32> {
+/// A process that gives the driver a socket, and is gone before it can do more.
+fn dead_setter() -> Result<Child> {
     let mut setter = fork_child(&[], |_| {
         let (ours, _theirs) = UnixStream::pair()?;
         let device = Device::open(0)?;
         device.ioctl(req::SET_SOCK, ours.as_raw_fd() as u64).context("NBD_SET_SOCK")?;
         Ok(())
     })?;
-    setter.success()?;
-    Ok(setter.pid())
+    setter.wait_unreaped()?;
+    Ok(setter)
 }
 
 /// NBD_SET_SOCK in a process of its own, as a client would make it.

@@ -8,6 +8,7 @@ use std::process::{Child as Process, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::Pid;
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
@@ -49,6 +50,10 @@ impl Daemon {
     fn start(command: &mut Command) -> Result<Daemon> {
         let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         Ok(Daemon(started.with_context(|| format!("start {command:?}"))?))
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id() as i32)
     }
 }
 

@@ -11,10 +11,13 @@ use std::process::{Child as Process, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{Signal, kill};
 
 use super::clients::QemuNbd;
 use super::{Context, Test, skip};
-use crate::device::{attached, capacity, node, sysfs, wait_attached, wait_idle};
+use crate::device::{
+    attached, capacity, node, open_direct, read_direct, round_trip, sysfs, wait_attached, wait_idle,
+};
 use crate::process::{PATIENCE, have, run, wait_for, wait_for_within};
 
 pub const TESTS: &[Test] = &[
@@ -25,6 +28,7 @@ pub const TESTS: &[Test] = &[
     )
     .limit(240)
     .known_on_nbd("NBD_DO_IT returns 0 when the server closes, and nbd-client ends"),
+    Test::new("persist.timeout", "nbd-client -persist comes back after a request's time-out", timeout),
     Test::new("persist.disconnect", "NBD_DISCONNECT ends nbd-client -persist for good", disconnect),
 ];
 
@@ -37,7 +41,7 @@ struct Client {
 }
 
 impl Client {
-    fn start(context: &Context, socket: &str) -> Result<Client> {
+    fn start(context: &Context, socket: &str, more: &[&str]) -> Result<Client> {
         if !have("nbd-client") {
             return skip("there is no nbd-client");
         }
@@ -47,6 +51,7 @@ impl Client {
         let process = Command::new("nbd-client")
             .args(args)
             .args(["-nonetlink", "-nofork", "-persist", "-block-size", "512"])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -100,7 +105,7 @@ fn restarts(context: &Context) -> Result<()> {
     let image = image(context)?;
     let socket = context.scratch_file("socket");
     let mut server = QemuNbd::listen(Path::new(&socket), &image, 4)?;
-    let mut client = Client::start(context, &socket)?;
+    let mut client = Client::start(context, &socket, &[])?;
     let calm = "lazy_itable_init=0,lazy_journal_init=0";
     run("mkfs.ext4", &["-q", "-E", calm, "/dev/nbd0"])?;
     let mounted = Mounted(context.scratch.join("mnt"));
@@ -141,11 +146,39 @@ fn restarts(context: &Context) -> Result<()> {
     wait_idle(0)
 }
 
+fn timeout(context: &Context) -> Result<()> {
+    let image = image(context)?;
+    let socket = context.scratch_file("socket");
+    let server = QemuNbd::listen(Path::new(&socket), &image, 4)?;
+    let mut client = Client::start(context, &socket, &["-timeout", "1"])?;
+    for round in 0..3 {
+        let direct = open_direct("/dev/nbd0")?;
+        round_trip(&direct, 0, &[round; 4096])?;
+        kill(server.pid(), Signal::SIGSTOP)?;
+        let read = read_direct(&direct, 0, 4096);
+        drop(direct);
+        kill(server.pid(), Signal::SIGCONT)?;
+        ensure!(read.is_err(), "a read without an answer succeeded");
+        // Until it is back, reads fail.
+        let mut data = None;
+        let back = wait_for("nbd-client to come back", || {
+            data = open_direct("/dev/nbd0").ok().and_then(|direct| read_direct(&direct, 0, 4096).ok());
+            data.is_some() || client.ended()
+        });
+        ensure!(!client.ended(), "round {round}: nbd-client has ended: {}", client.said());
+        back.with_context(|| format!("round {round}: it says: {}", client.said()))?;
+        ensure!(data.is_some_and(|data| data.iter().all(|byte| *byte == round)), "round {round}: other data");
+    }
+    run("nbd-client", &["-nonetlink", "-d", "/dev/nbd0"])?;
+    wait_for("nbd-client to end", || client.ended()).with_context(|| client.said())?;
+    wait_idle(0)
+}
+
 fn disconnect(context: &Context) -> Result<()> {
     let image = image(context)?;
     let socket = context.scratch_file("socket");
     let server = QemuNbd::listen(Path::new(&socket), &image, 4)?;
-    let mut client = Client::start(context, &socket)?;
+    let mut client = Client::start(context, &socket, &[])?;
     run("nbd-client", &["-nonetlink", "-d", "/dev/nbd0"])?;
     wait_for("nbd-client to end", || client.ended()).with_context(|| client.said())?;
     wait_idle(0)?;

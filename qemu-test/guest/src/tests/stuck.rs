@@ -63,7 +63,7 @@ fn direct_killed(_: &Context) -> Result<()> {
     // Direct I/O waits for its pages to be let go, whatever signal comes: that is the block layer's affair.
     let ended = wait_for_within(Duration::from_secs(2), "it to die", || child.ended()).is_ok();
     if ended {
-        println!("SIGKILL ended the reader");
+        println!("it ended as {:?}", child.wait()?);
     } else {
         println!("SIGKILL has not ended the reader yet:\n{}", describe_task(child.pid()));
     }
