@@ -11,7 +11,9 @@ use proptest::prelude::*;
 use rnbd_protocol::{
     flags::TransmissionFlags,
     geometry::{BlockSize, ExportSize},
-    setup::{Config, Configured, Connections, DiskUse, EndReason, Failure, Lifecycle, Phase, Retired},
+    setup::{
+        Config, Configured, Connections, DiskUse, EndReason, Failure, Lifecycle, Phase, Retired,
+    },
 };
 use world::{as_caller, Process, World};
 
@@ -142,7 +144,9 @@ impl Room {
         match call {
             Call::Add { works, disk } => self.add(who, &caller, works, disk)?,
             Call::Configure(setting) => {
-                let got = self.life.configure(caller, |config| change(config, setting));
+                let got = self
+                    .life
+                    .configure(caller, |config| change(config, setting));
                 let got = match got {
                     Ok(Configured::Setup(orphan)) => {
                         let orphan = orphan.map_or(vec![], |sockets| sockets.0);
@@ -179,7 +183,10 @@ impl Room {
                 prop_assert_eq!((disposed, attached), self.plain.retire(reason));
             }
             Call::Abandon => {
-                let disposed = self.life.abandon_setup().map_or(vec![], |sockets| sockets.0);
+                let disposed = self
+                    .life
+                    .abandon_setup()
+                    .map_or(vec![], |sockets| sockets.0);
                 self.gone.extend(&disposed);
                 prop_assert_eq!(disposed, self.plain.abandon());
             }

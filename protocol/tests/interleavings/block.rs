@@ -193,7 +193,7 @@ impl Ref {
         let mut old = state.load();
         loop {
             assert_eq!(old >> 24, UNDECIDED, "a request was finished twice");
-            match state.compare_exchange_full(old, (old - 1) | outcome << 24) {
+            match state.compare_exchange_full(old, (old - 1) | (outcome << 24)) {
                 Ok(()) => return,
                 Err(met) => old = met,
             }

@@ -208,7 +208,7 @@ fn nbd_ko_starts_two_owners_sockets() {
 fn two_clients_and_a_disconnect() {
     at_once::<Rnbd>(
         "two clients, disconnect",
-        None,
+        Some(4),
         &[&[SetSock, DoIt], &[SetSock, DoIt], &[Disconnect, Clear]],
     );
 }
@@ -218,12 +218,12 @@ fn two_clients_and_a_disconnect() {
 fn a_client_that_dies_and_one_that_contends() {
     at_once::<Rnbd>(
         "death, contender",
-        None,
+        Some(4),
         &[&[SetSock, SetSock, Die], &[SetSock, DoIt], &[Clear]],
     );
     at_once::<Rnbd>(
         "death with its open device, contender",
-        None,
+        Some(4),
         &[&[SetSock, SetSock, Exit], &[SetSock, DoIt], &[Disconnect]],
     );
 }
@@ -233,7 +233,7 @@ fn a_client_that_dies_and_one_that_contends() {
 fn an_owner_that_clears_its_own_setup() {
     at_once::<Rnbd>(
         "own clear, contender",
-        None,
+        Some(4),
         &[&[SetSock, Clear, SetSock, DoIt], &[SetSock, DoIt], &[Clear]],
     );
 }
