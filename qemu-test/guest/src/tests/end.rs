@@ -214,6 +214,8 @@ fn setup_disconnected(_: &Context) -> Result<()> {
                 attaches_again_by(&other).with_context(|| what.clone())?;
                 client.kill()?;
             }
+            // As clients do at their end; it hits nobody else's setup.
+            other.ioctl(req::CLEAR_SOCK, 0)?;
         }
     }
     drop(holder);

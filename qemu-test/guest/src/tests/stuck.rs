@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::{Context, Test};
 use crate::attach::{Setup, attaches_again};
-use crate::blocked::{Blocked, silent_server};
+use crate::blocked::{Blocked, silent_server, unanswered};
 use crate::device::{Device, open_direct, read_direct, round_trip};
 use crate::process::{Child, describe_task, fork_child, wait_for, wait_for_within};
 use crate::server::{Command, Server};
@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = &[
 
 /// A child that reads what the server is silent about. Returns once the server was asked.
 fn reader(server: &Server, direct: bool) -> Result<Child> {
-    let before = server.seen_of(Command::Read).len();
+    let before = unanswered(server, Command::Read);
     let child = fork_child(&[], |_| {
         if direct {
             read_direct(&open_direct("/dev/nbd0")?, 65536, 4096)?;
@@ -40,7 +40,7 @@ fn reader(server: &Server, direct: bool) -> Result<Child> {
         }
         Ok(())
     })?;
-    wait_for("the server to be asked", || server.seen_of(Command::Read).len() > before)?;
+    wait_for("the server to be asked", || unanswered(server, Command::Read) > before)?;
     Ok(child)
 }
 
