@@ -16,7 +16,7 @@ use super::teardown::EBUSY_FOR_EVER;
 use super::{Checks, Context, Test, skip};
 use crate::attach::{Setup, with_attached};
 use crate::device::{
-    Device, attached, capacity, node, open_direct, read_direct, req, round_trip, wait_idle, write_direct,
+    Device, attached, capacity, node, open_direct, read_direct, req, round_trip, write_direct,
 };
 use crate::kmsg::Log;
 use crate::process::{Child, have, run, wait_for};
@@ -36,7 +36,7 @@ pub const TESTS: &[Test] = &[
         same_owner,
     )
     .limit(120)
-    .known_on_nbd("it takes another size too"),
+    .known_on_nbd("EBUSY for as long as it is mounted"),
     Test::new("claim.dm", "a dm-linear target keeps its device from another image", dm)
         .known_on_nbd(SILENT_ON_NBD),
     Test::new("claim.swap", "swap keeps its device from another image", swap).known_on_nbd(SILENT_ON_NBD),
@@ -67,12 +67,11 @@ fn image_a() -> Result<(Server, Child)> {
     Ok((server, client))
 }
 
-/// The server dies, and with it the attachment.
+/// The server dies, and with it the client and the attachment.
 fn dies(server: &Server, client: &mut Child) -> Result<()> {
     server.close();
     client.wait()?;
-    server.wait_closed()?;
-    wait_idle(0)
+    server.wait_closed()
 }
 
 /// Attaching `server` must be refused with EBUSY, and the log must say that `holder` has the device.
@@ -209,12 +208,10 @@ fn same_owner(context: &Context) -> Result<()> {
     mounted.write("before").context("a file")?;
     first.0.close();
     println!("NBD_DO_IT returned {:?}", client.finish()?);
-    wait_idle(0)?;
 
     let refused = start(&mut client, &other.1, SIZE / 2)?;
     ensure!(refused == Err(Errno::EBUSY), "half the size gave {refused:?}");
     client.ioctl(req::CLEAR_SOCK, 0)?.context("NBD_CLEAR_SOCK")?;
-    other.0.wait_closed()?;
 
     start(&mut client, &again.1, SIZE)?.context("again, with the same size")?;
     fs::write("/proc/sys/vm/drop_caches", "3")?;
