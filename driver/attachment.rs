@@ -39,7 +39,7 @@ pub(crate) struct Attachment {
     live: Atomic<u32>,
     /// No request is to be sent any more.
     draining: Atomic<bool>,
-    /// A connection died of a request's time-out.
+    /// The last connection died of a request's time-out.
     timed_out: Atomic<bool>,
     /// Bounds what servers can make the log say.
     pub(super) said: RateLimit,
@@ -107,7 +107,7 @@ impl Attachment {
         self.live.load(Relaxed)
     }
 
-    /// Whether a connection died of a request's time-out.
+    /// Whether the last connection died of a request's time-out.
     pub(super) fn timed_out(&self) -> bool {
         self.timed_out.load(Relaxed)
     }
@@ -134,13 +134,13 @@ impl Attachment {
     /// Kills a connection, says so in the log unless the generation ends, and keeps count. May
     /// sleep. Its receiver then sees to the requests that are stranded on it.
     pub(super) fn kill(&self, connection: &Connection, death: Death) {
-        if matches!(death, Death::TimedOut) {
-            self.timed_out.store(true, Relaxed);
-        }
         if !connection.kill(death) {
             return;
         }
         let left = self.live.fetch_sub(1, Full).saturating_sub(1);
+        if left == 0 && matches!(death, Death::TimedOut) {
+            self.timed_out.store(true, Relaxed);
+        }
         if !self.draining.load(Relaxed) {
             connection.disk().data().note(Trouble::Connection {
                 generation: self.generation,

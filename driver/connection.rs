@@ -100,6 +100,8 @@ pub(super) enum Death {
     WrongMagic(wire::WrongMagic),
     /// The server answered what was not asked on this connection, or was answered already.
     UnknownCookie(u64),
+    /// The server answered a write that it had not got whole; the rest cannot follow.
+    AnsweredEarly,
     /// A request was not answered in time.
     TimedOut,
     /// The generation ended.
@@ -120,6 +122,7 @@ impl fmt::Display for Death {
                 f,
                 "the server answered cookie {cookie:#x}, which it was not asked"
             ),
+            Self::AnsweredEarly => write!(f, "the server answered a write before it had it whole"),
             Self::TimedOut => write!(f, "a request was not answered in time"),
             Self::Retired => write!(f, "the device was detached"),
         }
@@ -136,6 +139,7 @@ impl Death {
             Self::SendFailed(_) => c"send_failed",
             Self::WrongMagic(_) => c"wrong_magic",
             Self::UnknownCookie(_) => c"unknown_cookie",
+            Self::AnsweredEarly => c"answered_early",
             Self::TimedOut => c"timed_out",
             Self::Retired => c"retired",
         }

@@ -44,13 +44,12 @@ fn current_config(disk: &Disk<Device>, attachment: &Attachment) -> Option<Config
 ///
 /// A generation that has ended meanwhile is left alone: its disk stays empty.
 pub(super) fn apply(disk: &Disk<Device>, attachment: &Attachment) -> Result {
-    let Some(config) = current_config(disk, attachment) else {
-        return Ok(());
-    };
-    let block_size = u32::try_from(config.block_size.bytes())?;
     disk.update_limits(|limits| {
-        set_limits(limits, config.flags);
-        limits.block_size(block_size);
+        // Read under the limits' lock: whoever comes last sees what was said last.
+        if let Some(config) = current_config(disk, attachment) {
+            set_limits(limits, config.flags);
+            limits.block_size(config.block_size.bytes() as u32);
+        }
     })?;
     apply_size(disk, attachment);
     Ok(())

@@ -96,6 +96,9 @@ fn try_submit(
             // Only a signal stops this. A worker comes here without one.
             return Err(Outcome::Requeue);
         }
+        if connection.is_dead() {
+            continue;
+        }
         let sending = request.data().word.begin(connection.route);
         let sent = send(connection, request, &sending, 0);
         settle(attachment, connection, request, sending, sent, &mut tx);
@@ -117,6 +120,9 @@ fn finish_earlier(
     if let Some(sending) = request.data().word.resume(partial.mark) {
         let sent = send(connection, &request, &sending, partial.sent);
         settle(attachment, connection, &request, sending, sent, tx);
+    } else {
+        // It was answered meanwhile, and its bytes may be gone. The server waits for them.
+        attachment.kill(connection, Death::AnsweredEarly);
     }
     *earlier = Some(partial);
     tx.partial.is_none()
@@ -240,7 +246,13 @@ fn settle(
             Deferred::schedule(connection);
         }
         Sent::Failed(error) => {
-            attachment.kill(connection, Death::SendFailed(error));
+            // The bound on a send is the request's time-out.
+            let death = if error == EAGAIN {
+                Death::TimedOut
+            } else {
+                Death::SendFailed(error)
+            };
+            attachment.kill(connection, death);
             if let Some(claim) = sending.abandon() {
                 answer(request, claim, attachment.fate());
             }

@@ -185,6 +185,8 @@ pub enum DiskUse {
 struct Last<K: Kinds> {
     owner: K::Owner,
     size: ExportSize,
+    /// Its owner has not cleared the device since: clients do so when their generation has ended.
+    clear_due: bool,
 }
 
 /// A [`Refusal`], or what the caller's own step failed with.
@@ -427,7 +429,18 @@ impl<K: Kinds> Lifecycle<K> {
     ///
     /// An owner that clears its own setup starts over, and what it has said of the export stands:
     /// nbd-client sets the size, clears, and then adds its sockets.
+    ///
+    /// Clients clear once more when their generation has ended. By then the device may be another
+    /// living owner's, who waited for that end: he is left alone.
     pub fn clear(&mut self, caller: &K::Owner) -> Retired<K> {
+        let anothers = self
+            .owner()
+            .is_some_and(|owner| owner != caller && owner.is_alive());
+        if let Some(last) = self.last.as_mut().filter(|last| last.owner == *caller) {
+            if core::mem::take(&mut last.clear_due) && anothers {
+                return Retired::Nothing;
+            }
+        }
         match &mut self.phase {
             Phase::Setup(setup) if setup.owner == *caller => {
                 self.generation = self.generation.wrapping_add(1);
@@ -492,7 +505,11 @@ impl<K: Kinds> Lifecycle<K> {
                 reason,
                 ..
             } => {
-                self.last = Some(Last { owner, size });
+                self.last = Some(Last {
+                    owner,
+                    size,
+                    clear_due: true,
+                });
                 Some(reason)
             }
             other => {

@@ -338,3 +338,31 @@ fn a_disk_that_was_never_attached_is_not_taken_from_its_exclusive_user() {
         Err(Refusal::Held)
     );
 }
+
+#[test]
+fn who_clears_after_his_own_end_does_not_hit_the_next_owner() {
+    let (first, second) = (Process::new(), Process::new());
+    let ended = || {
+        let mut life = running(&first);
+        let _ = life.retire(EndReason::Disconnected);
+        life.drained();
+        life
+    };
+    for run in [false, true] {
+        let mut life = ended();
+        add(&mut life, &second, 2).unwrap();
+        if run {
+            start(&mut life, &second).unwrap();
+        }
+        assert!(matches!(life.clear(&first), Retired::Nothing));
+        // That was for his own. Another time he means it, as anyone else does.
+        assert!(!matches!(life.clear(&first), Retired::Nothing));
+    }
+    let mut life = ended();
+    add(&mut life, &second, 2).unwrap();
+    assert!(matches!(life.clear(&Process::new()), Retired::Setup(_)));
+    let mut life = ended();
+    add(&mut life, &second, 2).unwrap();
+    second.die();
+    assert!(matches!(life.clear(&first), Retired::Setup(_)));
+}

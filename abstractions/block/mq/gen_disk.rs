@@ -319,16 +319,7 @@ impl<T: Operations> Disk<T> {
     ///
     /// Any context. The tag need not be trusted.
     pub(crate) fn request_by_tag(&self, unique_tag: u32) -> Option<ARef<Request<T>>> {
-        let queue = self.queue();
-        // SAFETY: The counter is part of the queue. With a reference to it neither the tags nor
-        // the requests behind them are freed.
-        if !unsafe { extra::rnbd_helper_percpu_ref_tryget(&raw mut (*queue).q_usage_counter) } {
-            return None;
-        }
-        // SAFETY: The reference was taken above.
-        let _put = ScopeGuard::new(|| unsafe {
-            extra::rnbd_helper_percpu_ref_put(&raw mut (*queue).q_usage_counter)
-        });
+        let _tags_stay = self.hold_tags()?;
         let hw_queue = (unique_tag >> bindings::BLK_MQ_UNIQUE_TAG_BITS) as usize;
         let tag = unique_tag & bindings::BLK_MQ_UNIQUE_TAG_MASK;
         let set = self.tag_set();
@@ -337,12 +328,36 @@ impl<T: Operations> Disk<T> {
             return None;
         }
         // SAFETY: As above; the index was checked. `blk_mq_tag_to_rq` checks the tag.
-        let rq = unsafe { extra::rnbd_helper_blk_mq_tag_to_rq(*(*set).tags.add(hw_queue), tag) };
+        let tags = unsafe { *(*set).tags.add(hw_queue) };
+        if tags.is_null() {
+            // The block layer had no memory for this queue's tags, and does without it.
+            return None;
+        }
+        // SAFETY: The tags were just seen to be there.
+        let rq = unsafe { extra::rnbd_helper_blk_mq_tag_to_rq(tags, tag) };
         if rq.is_null() {
             return None;
         }
         // SAFETY: The request is of this set, and its memory stays while the queue cannot freeze.
         unsafe { Request::try_get(rq) }
+    }
+
+    /// Keeps the tags, and the requests behind them, from being freed. None, if the queue is
+    /// frozen: then no request is in flight.
+    fn hold_tags(&self) -> Option<impl Drop + '_> {
+        let counter = |queue: *mut bindings::request_queue| {
+            // SAFETY: The counter is part of the queue, which the disk keeps.
+            unsafe { &raw mut (*queue).q_usage_counter }
+        };
+        let queue = self.queue();
+        // SAFETY: The counter is initialised. Tags are freed only while the queue is frozen.
+        if !unsafe { extra::rnbd_helper_percpu_ref_tryget(counter(queue)) } {
+            return None;
+        }
+        Some(ScopeGuard::new(move || {
+            // SAFETY: The reference was taken above.
+            unsafe { extra::rnbd_helper_percpu_ref_put(counter(queue)) };
+        }))
     }
 
     /// Calls `visit` for each request that the driver has at the moment. May sleep if that does.
@@ -363,6 +378,9 @@ impl<T: Operations> Disk<T> {
             }
             true
         }
+        let Some(_tags_stay) = self.hold_tags() else {
+            return;
+        };
         // SAFETY: The set is initialised; `trampoline` fits the closure that goes with it.
         unsafe {
             bindings::blk_mq_tagset_busy_iter(

@@ -94,18 +94,20 @@ impl QueueLimits {
 impl<T: Operations> Disk<T> {
     /// Changes the limits of the disk's requests. Sleeps.
     ///
-    /// While the disk has a capacity its queue is frozen for the change, which waits for the
-    /// requests in flight.
+    /// While the disk has a capacity, or a cache that may be being flushed, its queue is frozen for
+    /// the change, which waits for the requests in flight. The limits' own lock is held while
+    /// `change` runs.
     pub(crate) fn update_limits(&self, change: impl FnOnce(&mut QueueLimits)) -> Result {
         let queue = self.queue();
         // SAFETY: The disk has its queue. This takes the limits' lock, and one of the commits
         // below gives it back.
         let limits = unsafe { extra::rnbd_helper_queue_limits_start_update(queue) };
         let mut limits = QueueLimits(limits);
+        let had_cache = limits.0.features & extra::BLK_FEAT_WRITE_CACHE != 0;
         change(&mut limits);
         // SAFETY: The update was started above.
         to_result(unsafe {
-            if self.capacity() == 0 {
+            if self.capacity() == 0 && !had_cache {
                 bindings::queue_limits_commit_update(queue, &mut limits.0)
             } else {
                 bindings::queue_limits_commit_update_frozen(queue, &mut limits.0)

@@ -10,6 +10,7 @@ use kernel::{
     bindings,
     prelude::*,
     sync::atomic::{Acquire, Atomic, Full},
+    types::NotThreadSafe,
 };
 
 /// What a disk's requests are served with, or nothing.
@@ -59,6 +60,8 @@ impl<A> Drop for AttachmentCell<A> {
 pub(crate) struct Frozen<'a, T: Operations> {
     disk: &'a Disk<T>,
     memalloc: u32,
+    /// The memory scope is the task's.
+    _task: NotThreadSafe,
 }
 
 impl<T: Operations> Frozen<'_, T> {
@@ -76,8 +79,8 @@ impl<T: Operations> Drop for Frozen<'_, T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::blk_mq_unfreeze_queue_nomemrestore(self.disk.queue()) };
-        // SAFETY: The flags are from the matching call, in the same task: `Frozen` is not `Send`,
-        // for the raw lifetime of the memory scope is this task's.
+        // SAFETY: The flags are from the matching call, in the same task, for `Frozen` is not
+        // `Send`.
         unsafe { extra::rnbd_helper_memalloc_noio_restore(self.memalloc) };
     }
 }
@@ -116,6 +119,7 @@ impl<T: Operations> Disk<T> {
         Frozen {
             disk: self,
             memalloc,
+            _task: NotThreadSafe,
         }
     }
 
