@@ -285,10 +285,23 @@ impl Room {
     }
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        // Under miri it is the code that is tested, not the rules.
+        cases: if cfg!(miri) {
+            2
+        } else if cfg!(debug_assertions) {
+            256
+        } else {
+            4096
+        },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(
-        if cfg!(miri) { 2 } else if cfg!(debug_assertions) { 256 } else { 4096 }
-    ))]
+    #![proptest_config(config())]
 
     #[test]
     fn any_sequence_of_calls_is_as_the_plain_model_says(

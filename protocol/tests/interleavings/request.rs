@@ -6,7 +6,9 @@
 use crate::{
     block::Status,
     explore::explore,
-    socket::Event::{self, Answer, AnswerEarlier, AnswerTwice, Close, Signal, Silence},
+    socket::Event::{
+        self, Answer, AnswerEarlier, AnswerTwice, Close, Signal, SignalAndAnswer, Silence,
+    },
     transport::Device,
 };
 
@@ -171,6 +173,26 @@ fn an_interrupted_send_is_finished_by_the_next_sender_or_the_worker() {
         device.kill(0);
         device.stop_work(0);
         worker.join().unwrap();
+        receiver.join().unwrap();
+        device.layer.assert_all_ended();
+    });
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn an_answer_to_a_part_spares_the_next_use_of_the_request() {
+    explore("a part is answered", Some(2), || {
+        let device = Device::new(1, &[&[SignalAndAnswer, Silence]]);
+        let receiver = device.spawn(|device| device.receive(0));
+        let worker = device.spawn(|device| device.work(0));
+        let sender = device.spawn(|device| {
+            device.submit(0, 0);
+            device.submit(0, 0);
+        });
+        sender.join().unwrap();
+        device.stop_work(0);
+        worker.join().unwrap();
+        device.kill(0);
         receiver.join().unwrap();
         device.layer.assert_all_ended();
     });

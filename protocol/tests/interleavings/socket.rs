@@ -21,6 +21,8 @@ pub enum Event {
     Close,
     /// A signal stops the sender after a part.
     Signal,
+    /// A signal stops the sender after a part, and the server answers that.
+    SignalAndAnswer,
 }
 
 /// How a send went.
@@ -71,6 +73,12 @@ impl Socket {
             Event::Silence => {}
             Event::Close => state.shut = true,
             Event::Signal => return Sent::Interrupted,
+            Event::SignalAndAnswer => {
+                state.replies.push_back(cookie);
+                drop(state);
+                self.changed.notify_all();
+                return Sent::Interrupted;
+            }
         }
         drop(state);
         self.changed.notify_all();

@@ -169,11 +169,14 @@ impl Device {
             let connection = self.choose(queue).ok_or(Outcome::End(Status::IoError))?;
             let mut earlier = None;
             let mut tx = connection.tx.lock().unwrap();
-            if connection.dead.is_set() {
+            if connection.dead.is_set() || self.draining.is_set() {
                 continue;
             }
             if !self.finish_earlier(connection, &mut tx, &mut earlier) {
                 return Err(Outcome::Requeue);
+            }
+            if connection.dead.is_set() {
+                continue;
             }
             let sending = request.word.begin(connection.route);
             let sent = send(connection, request, &sending);
@@ -198,6 +201,8 @@ impl Device {
         if let Some(sending) = request.word.resume(partial.mark) {
             let sent = send(connection, &request, &sending);
             self.settle(connection, &request, sending, sent, tx);
+        } else {
+            self.kill_connection(connection);
         }
         *earlier = Some(partial);
         tx.is_none()

@@ -47,6 +47,8 @@ pub struct Plain {
     reason: Option<EndReason>,
     /// Owner and size of the last generation that ran and is gone.
     last: Option<(usize, u64)>,
+    /// That owner, until it has cleared.
+    clear_due: Option<usize>,
 }
 
 impl Plain {
@@ -61,6 +63,7 @@ impl Plain {
             sockets: Vec::new(),
             reason: None,
             last: None,
+            clear_due: None,
         }
     }
 
@@ -230,7 +233,15 @@ impl Plain {
         (vec![], self.sockets.clone())
     }
 
+    /// Whose generation has ended may clear once more without hitting the next living owner.
     pub fn clear(&mut self, who: usize) -> (Vec<u32>, Vec<u32>) {
+        let others = self.owner.is_some_and(|o| o != who && self.people[o].alive);
+        if self.clear_due == Some(who) {
+            self.clear_due = None;
+            if others {
+                return (vec![], vec![]);
+            }
+        }
         if self.phase == "setup" && self.owner == Some(who) {
             self.generation += 1;
             return (std::mem::take(&mut self.sockets), vec![]);
@@ -250,6 +261,7 @@ impl Plain {
             return None;
         }
         self.last = self.owner.map(|owner| (owner, self.settings.0));
+        self.clear_due = self.owner;
         self.let_go();
         self.reason.take()
     }
