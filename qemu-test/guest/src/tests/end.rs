@@ -41,7 +41,6 @@ pub const TESTS: &[Test] = &[
     Test::new("end.client_killed", "SIGKILL of the client in NBD_DO_IT ends it wholly", |_| {
         running(Way::Kill)
     })
-    .quick()
     .known_on_nbd(STAYS_ON_NBD),
     Test::new(
         "end.setup_killed",

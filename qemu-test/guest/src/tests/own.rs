@@ -31,8 +31,7 @@ pub const TESTS: &[Test] = &[
     .known_on_nbd(EBUSY_FOR_EVER),
     Test::new("own.fork", "a client forks after setup and ends: its child's NBD_DO_IT runs it", |_| {
         fork_then_start(true)
-    })
-    .quick(),
+    }),
     Test::new("own.fork_parent_lives", "the same while the parent has not ended yet", |_| {
         fork_then_start(false)
     }),

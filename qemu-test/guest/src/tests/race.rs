@@ -19,7 +19,7 @@ use super::{Context, Test};
 use crate::attach::{Setup, attaches_again};
 use crate::device::{Device, flag, open_direct, read_direct, req, wait_idle};
 use crate::process::{Child, describe_task, fork_child, wait_for};
-use crate::server::{Export, Server};
+use crate::server::{Command, Export, Server};
 
 pub const TESTS: &[Test] = &[
     Test::new(
@@ -176,12 +176,12 @@ fn control(context: &Context) -> Result<()> {
     for task in tasks.drain(..) {
         end(task)?;
     }
-    let (sockets, requests) = (server.accepted(), server.seen().len());
-    println!("{number} tasks, {sockets} sockets, {requests} requests");
+    let (sockets, reads) = (server.accepted(), server.seen_of(Command::Read).len());
+    println!("{number} tasks, {sockets} sockets, {reads} reads");
     wait_for("all sockets to be released", || server.open_connections() == 0)
         .with_context(|| format!("{} of {sockets} are held", server.open_connections()))?;
     wait_idle(0)?;
     attaches_again()?;
-    ensure!(requests > 0, "no task has ever attached it and read from it");
+    ensure!(reads > 0, "no task has ever attached it and read from it");
     Ok(())
 }

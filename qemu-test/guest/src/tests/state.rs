@@ -30,8 +30,7 @@ pub const TESTS: &[Test] = &[
     ),
     Test::new("state.last_error", "nbd/last_error tells why the last connection died", last_error),
     Test::new("state.files", "nbd/ has one value a file, readable, and goes with the device", files),
-    Test::new("state.connections", "debugfs has a table of connections, living and dead", connections)
-        .quick(),
+    Test::new("state.connections", "debugfs has a table of connections, living and dead", connections),
     Test::new("state.requests", "debugfs has a table of the requests that wait", requests),
     Test::new("state.debugfs", "debugfs has nbd.ko's files, while attached", debugfs),
     Test::new("state.readers", "reading all of it while devices come and go", readers).limit(90),

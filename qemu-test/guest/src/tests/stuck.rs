@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
         "what SIGKILL does to a reader with O_DIRECT; the generation's end ends it in any case",
         direct_killed,
     ),
-    Test::new("stuck.others", "a reader that is stuck does not hold up the others", others).quick(),
+    Test::new("stuck.others", "a reader that is stuck does not hold up the others", others),
 ];
 
 /// A child that reads what the server is silent about. Returns once the server was asked.
