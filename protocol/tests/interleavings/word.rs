@@ -147,3 +147,25 @@ fn a_late_reply_or_claim_does_not_touch_the_next_use() {
         shared.assert_answered();
     });
 }
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
+fn a_reply_over_another_socket_takes_nothing() {
+    explore("word: reply over another route", None, || {
+        let shared = Shared::new();
+        let sending = shared.word.begin(ROUTE);
+        let cookie = sending.cookie(0);
+        let astray = shared.spawn(move |shared| {
+            assert!(
+                shared.word.reply(cookie, OTHER_ROUTE).is_err(),
+                "a reply over another socket was taken"
+            );
+            assert!(shared.word.claim_from(OTHER_ROUTE).is_none());
+        });
+        let due = shared.spawn(move |shared| reply(shared, cookie, ROUTE));
+        sending.sent();
+        astray.join().unwrap();
+        due.join().unwrap();
+        shared.assert_answered();
+    });
+}
