@@ -2,11 +2,15 @@
 //! Every way a generation can end, and what is the same after each: peers see the end, whoever waited has an
 //! error, capacity and page cache are gone, and the device can be set up again at once (invariants G1, G3, G5).
 
+use std::ffi::c_void;
+use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{Context, Test};
 use crate::attach::{Setup, attaches_again, attaches_again_by};
@@ -109,7 +113,8 @@ fn running(way: Way) -> Result<()> {
     let mut client = setup.attach_in_child_on(&shared, &server)?;
     let mut data = [0; 4096];
     opener.file().read_exact_at(&mut data, 0)?;
-    ensure!(data == OLD, "wrong data before the end");
+    let mapped = Mapped::new(&opener)?;
+    ensure!(data == OLD && mapped.byte() == OLD[0], "wrong data before the end");
     let (read, write) = (Blocked::read(&server)?, Blocked::write(&server)?);
     let sequence = diskseq(0)?;
     let events = Uevents::listen()?;
@@ -129,22 +134,51 @@ fn running(way: Way) -> Result<()> {
 
     let fresh = Device::open(0)?;
     for (what, device) in [("the same open file", &shared), ("another open file", &fresh)] {
-        serves_new(device, &opener).with_context(|| format!("attached again by {what}, after {why}"))?;
+        serves_new(device, &opener, &mapped)
+            .with_context(|| format!("attached again by {what}, after {why}"))?;
     }
     drop(holder);
     Ok(())
 }
 
+/// The device's first page in memory. A page that is mapped stays in the page cache longest.
+struct Mapped(NonNull<c_void>);
+
+const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+
+impl Mapped {
+    fn new(device: &Device) -> Result<Mapped> {
+        // SAFETY: a new mapping, which touches no memory that is in use.
+        let map = unsafe { mmap(None, PAGE, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, device.file(), 0) };
+        Ok(Mapped(map.context("mmap")?))
+    }
+
+    /// Its first byte. The device must be attached: there is nothing behind the page else, which is a SIGBUS.
+    fn byte(&self) -> u8 {
+        // SAFETY: the mapping lives as long as `self`; its content may change at any time.
+        unsafe { self.0.cast::<u8>().read_volatile() }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing refers to it any more.
+        let _ = unsafe { munmap(self.0, PAGE.get()) };
+    }
+}
+
 /// Attaches a new server, of which `opener`, who has read from the last one, sees the data.
-fn serves_new(device: &Device, opener: &Device) -> Result<()> {
+fn serves_new(device: &Device, opener: &Device, mapped: &Mapped) -> Result<()> {
     let server = Server::new(Export::memory(1 << 20)?);
     server.export().write(0, &NEW)?;
     let attachment = Setup::for_server(&server).attach(device, &server)?;
     let mut data = [0; 4096];
     let read = opener.file().read_exact_at(&mut data, 0);
+    let byte = mapped.byte();
     attachment.detach()?;
     read?;
     ensure!(data == NEW, "an old opener reads {:#x}, of the old server's data", data[0]);
+    ensure!(byte == NEW[0], "an old mapping shows {byte:#x}, of the old server's data");
     server.wait_closed()
 }
 
