@@ -46,8 +46,9 @@ struct Presence {
 ///
 /// # Errors
 ///
-/// Those of the start: see [`setup::refuse`]. Then: none if the device was disconnected or the
-/// server closed; `ETIMEDOUT` if a request timed out; `EINTR` if a signal came.
+/// Those of the start: see [`setup::refuse`]. Then: none if the device was disconnected; `EPIPE` if
+/// all connections died, which `nbd-client -persist` answers with new ones; `ETIMEDOUT` if a request
+/// timed out; `EINTR` if a signal came.
 pub(super) fn run(disk: &Disk<Device>, opened: Opened) -> Result {
     let device = disk.data();
     let (attachment, claim) = start(disk, opened)?;
@@ -66,6 +67,7 @@ pub(super) fn run(disk: &Disk<Device>, opened: Opened) -> Result {
     let reason = device.change(|life| life.drained()).unwrap_or(reason);
     brought_up?;
     match reason {
+        EndReason::ConnectionsLost => Err(EPIPE),
         EndReason::TimedOut => Err(ETIMEDOUT),
         EndReason::Interrupted => {
             device.note(Trouble::Interrupted {
