@@ -12,6 +12,7 @@ use crate::{
         trace,
     },
     protocol::{
+        cookie::Sequence,
         request::{Route, SendMark},
         wire,
     },
@@ -69,6 +70,8 @@ pub(super) struct End {
 /// What a connection's senders leave to each other.
 #[derive(Default)]
 pub(super) struct Tx {
+    /// Numbers what is sent.
+    pub(super) sequence: Sequence,
     /// The server was told that nothing more will come.
     pub(super) disconnected: bool,
     /// A request of which only a part went out, before a signal stopped its sender. Nothing else

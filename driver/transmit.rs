@@ -99,7 +99,10 @@ fn try_submit(
         if connection.is_dead() {
             continue;
         }
-        let sending = request.data().word.begin(connection.route);
+        let sending = request
+            .data()
+            .word
+            .begin(connection.route, &mut tx.sequence);
         let sent = send(connection, request, &sending, 0);
         settle(attachment, connection, request, sending, sent, &mut tx);
         return Ok(());

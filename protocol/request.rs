@@ -19,7 +19,7 @@
 //! the sender learns that they are gone a little later. Then the receiver has the answer, and the
 //! sender just leaves.
 
-use super::cookie::Cookie;
+use super::cookie::{Cookie, Sequence};
 
 /// The one atomic 64-bit integer that a [`Word`] needs.
 ///
@@ -132,13 +132,13 @@ impl<A: AtomicWord> Word<A> {
             .map_err(Fields::unpack)
     }
 
-    /// Starts to send the request on `route`, under a sequence number that it had not before.
+    /// Starts to send the request on `route`, as the next of that connection's `sequence`.
     ///
     /// To be called by the one to whom the block layer has just handed the request: nobody else
     /// changes the word while it is answered.
-    pub fn begin(&self, route: Route) -> Sending<'_, A> {
+    pub fn begin(&self, route: Route, sequence: &mut Sequence) -> Sending<'_, A> {
         let fields = Fields {
-            sequence: self.fields().sequence.wrapping_add(1),
+            sequence: sequence.advance(),
             route,
             state: State::Sending,
         };
@@ -149,8 +149,7 @@ impl<A: AtomicWord> Word<A> {
     /// Takes up a send that was begun and interrupted, if it still is that send.
     pub fn resume(&self, mark: SendMark) -> Option<Sending<'_, A>> {
         let fields = self.fields();
-        let same = fields.sequence == mark.sequence && fields.state == State::Sending;
-        same.then_some(Sending { word: self, fields })
+        (fields == mark.0).then_some(Sending { word: self, fields })
     }
 
     /// Matches a reply that came over `route` with this request.
@@ -213,9 +212,7 @@ impl<A: AtomicWord> Word<A> {
 
 /// Names one send of one request, to take it up again with [`Word::resume`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SendMark {
-    sequence: u32,
-}
+pub struct SendMark(Fields);
 
 /// The right to put a request on the wire.
 #[must_use]
@@ -232,9 +229,7 @@ impl<'a, A: AtomicWord> Sending<'a, A> {
 
     /// Leaves the send unfinished, to be taken up again.
     pub fn interrupt(self) -> SendMark {
-        SendMark {
-            sequence: self.fields.sequence,
-        }
+        SendMark(self.fields)
     }
 
     /// All bytes are on their way: from here on a reply is awaited. (It may be here already.)

@@ -3,7 +3,7 @@
 //! The request word: who may answer, in one thread.
 
 use rnbd_protocol::{
-    cookie::Cookie,
+    cookie::{Cookie, Sequence},
     request::{AtomicWord, Route, Word},
 };
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,8 +40,8 @@ fn word() -> Word<Std> {
     Word::default()
 }
 
-fn send(word: &Word<Std>) -> Cookie {
-    let sending = word.begin(ROUTE);
+fn send(word: &Word<Std>, sequence: &mut Sequence) -> Cookie {
+    let sending = word.begin(ROUTE, sequence);
     let cookie = sending.cookie(TAG);
     sending.sent();
     cookie
@@ -50,7 +50,7 @@ fn send(word: &Word<Std>) -> Cookie {
 #[test]
 fn a_request_is_answered_once() {
     let word = word();
-    let cookie = send(&word);
+    let cookie = send(&word, &mut Sequence::default());
     assert_eq!(cookie.tag(), TAG);
     let claim = word
         .reply(cookie, ROUTE)
@@ -67,9 +67,10 @@ fn a_request_is_answered_once() {
 #[test]
 fn a_reply_to_an_earlier_use_of_the_tag_is_stale() {
     let word = word();
-    let first = send(&word);
+    let mut sequence = Sequence::default();
+    let first = send(&word, &mut sequence);
     word.claim().unwrap_or_else(|| panic!("not sent")).answer();
-    let second = send(&word);
+    let second = send(&word, &mut sequence);
     assert_ne!(first, second);
     assert!(word.reply(first, ROUTE).is_err());
     assert!(word.reply(second, ROUTE).is_ok());
@@ -78,7 +79,7 @@ fn a_reply_to_an_earlier_use_of_the_tag_is_stale() {
 #[test]
 fn a_reply_over_another_connection_or_epoch_is_stale() {
     let word = word();
-    let cookie = send(&word);
+    let cookie = send(&word, &mut Sequence::default());
     for other in [
         Route {
             connection: 4,
@@ -98,7 +99,7 @@ fn a_reply_over_another_connection_or_epoch_is_stale() {
 #[test]
 fn a_reply_may_overtake_the_end_of_its_send() {
     let word = word();
-    let sending = word.begin(ROUTE);
+    let sending = word.begin(ROUTE, &mut Sequence::default());
     let claim = word
         .reply(sending.cookie(TAG), ROUTE)
         .unwrap_or_else(|_| panic!("refused"));
@@ -111,7 +112,7 @@ fn a_reply_may_overtake_the_end_of_its_send() {
 #[test]
 fn a_sender_cannot_abandon_what_was_replied_to() {
     let word = word();
-    let sending = word.begin(ROUTE);
+    let sending = word.begin(ROUTE, &mut Sequence::default());
     let cookie = sending.cookie(TAG);
     let claim = word.reply(cookie, ROUTE);
     assert!(claim.is_ok());
@@ -121,7 +122,7 @@ fn a_sender_cannot_abandon_what_was_replied_to() {
 #[test]
 fn nobody_takes_a_request_from_its_sender() {
     let word = word();
-    let sending = word.begin(ROUTE);
+    let sending = word.begin(ROUTE, &mut Sequence::default());
     assert!(word.claim().is_none());
     assert!(word.claim_from(ROUTE).is_none());
     assert_eq!(word.route(), Some(ROUTE));
@@ -131,7 +132,8 @@ fn nobody_takes_a_request_from_its_sender() {
 #[test]
 fn an_interrupted_send_is_taken_up_once_and_only_while_it_is_that_send() {
     let word = word();
-    let sending = word.begin(ROUTE);
+    let mut sequence = Sequence::default();
+    let sending = word.begin(ROUTE, &mut sequence);
     let cookie = sending.cookie(TAG);
     let mark = sending.interrupt();
     let resumed = word.resume(mark).unwrap_or_else(|| panic!("gone"));
@@ -139,16 +141,37 @@ fn an_interrupted_send_is_taken_up_once_and_only_while_it_is_that_send() {
     resumed.sent();
     assert!(word.resume(mark).is_none());
     word.claim().unwrap_or_else(|| panic!("not sent")).answer();
-    let _next = word.begin(ROUTE);
+    let _next = word.begin(ROUTE, &mut sequence);
     assert!(word.resume(mark).is_none());
 }
 
 #[test]
-fn each_use_of_a_tag_has_a_cookie_of_its_own() {
+fn an_interrupted_send_is_not_taken_up_on_another_connection() {
     let word = word();
+    let mark = word.begin(ROUTE, &mut Sequence::default()).interrupt();
+    word.resume(mark)
+        .and_then(|sending| sending.abandon())
+        .unwrap_or_else(|| panic!("gone"))
+        .answer();
+    let elsewhere = Route {
+        connection: 4,
+        epoch: 7,
+    };
+    let _next = word.begin(elsewhere, &mut Sequence::default());
+    assert!(word.resume(mark).is_none());
+}
+
+/// Two requests of the block layer can follow each other under one tag: with an I/O scheduler the
+/// tag is the hardware's, and a flush borrows that of another request.
+#[test]
+fn two_requests_under_one_tag_have_cookies_of_their_own() {
+    let (first, second) = (word(), word());
+    let mut sequence = Sequence::default();
     let mut seen = std::collections::HashSet::new();
     for _ in 0..1000 {
-        assert!(seen.insert(send(&word).to_wire()));
-        word.claim().unwrap_or_else(|| panic!("not sent")).answer();
+        for word in [&first, &second] {
+            assert!(seen.insert(send(word, &mut sequence).to_wire()));
+            word.claim().unwrap_or_else(|| panic!("not sent")).answer();
+        }
     }
 }

@@ -5,8 +5,7 @@
 //! Its config, with the socket array, lives as long as anybody has the device open, however often
 //! it is shut down; a flag remembers that it was, so that a second shutdown does nothing. The
 //! owner is the address of a task, forgotten by a shutdown alone. Starting lets go of the lock
-//! once, to set up hardware queues, before the device counts as running. A signal that ends
-//! `NBD_DO_IT` shuts the sockets down without the lock.
+//! once, to set up hardware queues, before the device counts as running.
 //!
 //! One process holds the device open all the time, as the stuck `blkid` of the incident did.
 

@@ -15,16 +15,26 @@ use loom::{
     sync::{Condvar, Mutex, RwLock},
     thread,
 };
-use rnbd_protocol::request::{Claim, Route, SendMark, Sending};
+use rnbd_protocol::{
+    cookie::Sequence,
+    request::{Claim, Route, SendMark, Sending},
+};
 use std::sync::Arc;
 
 pub struct Connection {
     route: Route,
     socket: Socket,
     dead: Flag,
-    tx: Mutex<Option<Partial>>,
+    tx: Mutex<Tx>,
     work: Mutex<Work>,
     work_changed: Condvar,
+}
+
+/// What a connection's senders leave to each other.
+#[derive(Default)]
+struct Tx {
+    sequence: Sequence,
+    partial: Option<Partial>,
 }
 
 /// A request of which only a part went out.
@@ -87,7 +97,7 @@ impl Device {
                     },
                     socket: Socket::new(events),
                     dead: Flag::new(),
-                    tx: Mutex::new(None),
+                    tx: Mutex::default(),
                     work: Mutex::default(),
                     work_changed: Condvar::new(),
                 })
@@ -178,7 +188,7 @@ impl Device {
             if connection.dead.is_set() {
                 continue;
             }
-            let sending = request.word.begin(connection.route);
+            let sending = request.word.begin(connection.route, &mut tx.sequence);
             let sent = send(connection, request, &sending);
             self.settle(connection, request, sending, sent, &mut tx);
             // As in the driver, the lock goes before the last reference to an earlier request.
@@ -191,10 +201,10 @@ impl Device {
     fn finish_earlier(
         &self,
         connection: &Connection,
-        tx: &mut Option<Partial>,
+        tx: &mut Tx,
         earlier: &mut Option<Partial>,
     ) -> bool {
-        let Some(partial) = tx.take() else {
+        let Some(partial) = tx.partial.take() else {
             return true;
         };
         let request = partial.request.clone();
@@ -205,7 +215,7 @@ impl Device {
             self.kill_connection(connection);
         }
         *earlier = Some(partial);
-        tx.is_none()
+        tx.partial.is_none()
     }
 
     fn finish_partial(&self, connection: &Connection) {
@@ -222,7 +232,7 @@ impl Device {
         request: &Ref,
         sending: Sending<'_, RequestWord>,
         sent: Sent,
-        tx: &mut Option<Partial>,
+        tx: &mut Tx,
     ) {
         match sent {
             Sent::Whole => {
@@ -234,7 +244,7 @@ impl Device {
                 }
             }
             Sent::Interrupted => {
-                *tx = Some(Partial {
+                tx.partial = Some(Partial {
                     request: request.clone(),
                     mark: sending.interrupt(),
                 });

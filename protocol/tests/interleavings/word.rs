@@ -5,7 +5,7 @@
 use crate::explore::{explore, RequestWord};
 use loom::thread;
 use rnbd_protocol::{
-    cookie::Cookie,
+    cookie::{Cookie, Sequence},
     request::{Claim, Route, Word},
 };
 use std::sync::{
@@ -64,7 +64,7 @@ fn reply(shared: &Shared, cookie: Cookie, route: Route) {
 fn one_of_sender_receivers_and_claimants_answers() {
     explore("word: reply, reply, claim", Some(4), || {
         let shared = Shared::new();
-        let sending = shared.word.begin(ROUTE);
+        let sending = shared.word.begin(ROUTE, &mut Sequence::default());
         let cookie = sending.cookie(0);
         let once = shared.spawn(move |shared| reply(shared, cookie, ROUTE));
         let twice = shared.spawn(move |shared| reply(shared, cookie, ROUTE));
@@ -86,7 +86,7 @@ fn one_of_sender_receivers_and_claimants_answers() {
 fn a_failed_send_and_a_reply_do_not_both_answer() {
     explore("word: abandon, reply, claim", None, || {
         let shared = Shared::new();
-        let sending = shared.word.begin(ROUTE);
+        let sending = shared.word.begin(ROUTE, &mut Sequence::default());
         let cookie = sending.cookie(0);
         let replied = shared.spawn(move |shared| reply(shared, cookie, ROUTE));
         let drained = shared.spawn(|shared| {
@@ -108,7 +108,7 @@ fn a_failed_send_and_a_reply_do_not_both_answer() {
 fn a_late_reply_or_claim_does_not_touch_the_next_use() {
     explore("word: next use, stale reply, stale claim", None, || {
         let shared = Shared::new();
-        let first = shared.word.begin(ROUTE);
+        let first = shared.word.begin(ROUTE, &mut Sequence::default());
         let stale = first.cookie(0);
         first.sent();
         // The connection's death and a late reply race for the first use; the second use, over
@@ -130,7 +130,7 @@ fn a_late_reply_or_claim_does_not_touch_the_next_use() {
         let mut second = None;
         if shared.word.route().is_none() {
             assert_eq!(shared.answers.swap(0, Relaxed), 1);
-            let sending = shared.word.begin(OTHER_ROUTE);
+            let sending = shared.word.begin(OTHER_ROUTE, &mut Sequence::default());
             second = Some(sending.cookie(0));
             sending.sent();
         }
@@ -153,7 +153,7 @@ fn a_late_reply_or_claim_does_not_touch_the_next_use() {
 fn a_reply_over_another_socket_takes_nothing() {
     explore("word: reply over another route", None, || {
         let shared = Shared::new();
-        let sending = shared.word.begin(ROUTE);
+        let sending = shared.word.begin(ROUTE, &mut Sequence::default());
         let cookie = sending.cookie(0);
         let astray = shared.spawn(move |shared| {
             assert!(
