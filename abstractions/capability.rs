@@ -1,14 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Capabilities of the current task.
+//! Capabilities.
 //!
 //! C header: [`include/linux/capability.h`](srctree/include/linux/capability.h)
 
 use kernel::bindings;
 
-/// Whether the current task may administer the system (`CAP_SYS_ADMIN`), in the initial user
-/// namespace.
-pub(crate) fn current_is_sys_admin() -> bool {
-    // SAFETY: Always allowed in process context.
-    unsafe { bindings::capable(bindings::CAP_SYS_ADMIN as i32) }
+/// A capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Capability {
+    /// To administer the system (`CAP_SYS_ADMIN`).
+    SysAdmin,
+}
+
+impl Capability {
+    /// Its number; a valid one.
+    pub(super) const fn number(self) -> i32 {
+        match self {
+            Self::SysAdmin => bindings::CAP_SYS_ADMIN as i32,
+        }
+    }
+
+    /// Whether the current task has it in the initial user namespace.
+    pub(crate) fn is_mine(self) -> bool {
+        // SAFETY: Always allowed in process context; the number is valid.
+        unsafe { bindings::capable(self.number()) }
+    }
 }

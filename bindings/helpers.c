@@ -160,6 +160,26 @@ void rnbd_helper_revert_creds(const struct cred *cred)
 	revert_creds(cred);
 }
 
+struct nlattr *rnbd_helper_nla_nest_start_noflag(struct sk_buff *skb, int attrtype)
+{
+	return nla_nest_start_noflag(skb, attrtype);
+}
+
+int rnbd_helper_nla_nest_end_safe(struct sk_buff *skb, struct nlattr *start)
+{
+	return nla_nest_end_safe(skb, start);
+}
+
+void rnbd_helper_nla_nest_cancel(struct sk_buff *skb, struct nlattr *start)
+{
+	nla_nest_cancel(skb, start);
+}
+
+int rnbd_helper_genlmsg_reply(struct sk_buff *skb, struct genl_info *info)
+{
+	return genlmsg_reply(skb, info);
+}
+
 struct pid *rnbd_helper_get_pid(struct pid *pid)
 {
 	return get_pid(pid);

@@ -11,6 +11,7 @@
 #include <linux/blkdev.h>
 #include <linux/cred.h>
 #include <linux/pid.h>
+#include <net/genetlink.h>
 #include <net/sock.h>
 
 /* block/mq/request */
@@ -43,6 +44,12 @@ unsigned int rnbd_helper_memalloc_noreclaim_save(void);
 void rnbd_helper_memalloc_noreclaim_restore(unsigned int flags);
 const struct cred *rnbd_helper_override_kernel_creds(void);
 void rnbd_helper_revert_creds(const struct cred *cred);
+
+/* net/genetlink */
+struct nlattr *rnbd_helper_nla_nest_start_noflag(struct sk_buff *skb, int attrtype);
+int rnbd_helper_nla_nest_end_safe(struct sk_buff *skb, struct nlattr *start);
+void rnbd_helper_nla_nest_cancel(struct sk_buff *skb, struct nlattr *start);
+int rnbd_helper_genlmsg_reply(struct sk_buff *skb, struct genl_info *info);
 
 /* pid */
 struct pid *rnbd_helper_get_pid(struct pid *pid);

@@ -7,7 +7,7 @@
 use super::{device::Device, keeper, setup, teardown};
 use crate::abstractions::{
     block::mq::{Disk, Opened},
-    capability,
+    capability::Capability,
 };
 use kernel::{
     ioctl::{_IO, _IOC_TYPE},
@@ -36,7 +36,7 @@ const SET_FLAGS: u32 = _IO(TYPE, 10);
 /// `EPERM` without `CAP_SYS_ADMIN`; `EINVAL` for what is no ioctl of nbd, as nbd.ko says it;
 /// `ENOTTY` for one that nbd does not have; else as the functions that are called.
 pub(super) fn handle(disk: &Disk<Device>, opened: Opened, cmd: u32, arg: usize) -> Result<i32> {
-    if !capability::current_is_sys_admin() {
+    if !Capability::SysAdmin.is_mine() {
         return Err(EPERM);
     }
     if _IOC_TYPE(cmd) != TYPE {

@@ -3,4 +3,5 @@
 //! Networking.
 
 pub(crate) mod address;
+pub(crate) mod genetlink;
 pub(crate) mod socket;

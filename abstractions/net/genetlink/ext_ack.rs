@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The words that go with an error to those who ask for them (`NETLINK_EXT_ACK`).
+//!
+//! C header: [`include/linux/netlink.h`](srctree/include/linux/netlink.h)
+
+use super::Attribute;
+use core::{marker::PhantomData, ops::Range};
+use kernel::{
+    bindings,
+    fmt::{self, Write as _},
+    prelude::*,
+};
+
+/// Bytes of a formatted message, with the NUL behind it.
+const ROOM: usize = bindings::NETLINK_MAX_FMTMSG_LEN as usize;
+
+/// What is said of a request, beside its errno (`struct netlink_ext_ack`).
+///
+/// A later word replaces an earlier one.
+///
+/// # Invariants
+///
+/// `raw` is null, or valid for `'a`, and used by this task alone. `request` are the addresses of
+/// the request's bytes.
+pub(crate) struct ExtAck<'a> {
+    raw: *mut bindings::netlink_ext_ack,
+    request: Range<usize>,
+    _lifetime: PhantomData<&'a ()>,
+}
+
+impl<'a> ExtAck<'a> {
+    /// # Safety
+    ///
+    /// `raw` must be null, or valid for `'a` and used by this task alone. `header` must be valid:
+    /// the request's.
+    pub(super) unsafe fn from_raw(
+        raw: *mut bindings::netlink_ext_ack,
+        header: *const bindings::nlmsghdr,
+    ) -> Self {
+        let begin = header as usize;
+        // SAFETY: By the safety requirement.
+        let len = unsafe { (*header).nlmsg_len } as usize;
+        // INVARIANT: By the safety requirement.
+        Self {
+            raw,
+            request: begin..begin.saturating_add(len),
+            _lifetime: PhantomData,
+        }
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::netlink_ext_ack {
+        self.raw
+    }
+
+    /// Says `text`, which is formatted and cut off after 79 bytes.
+    pub(crate) fn say(&self, text: fmt::Arguments<'_>) {
+        // Formatted here first: what is formatted may itself say something.
+        let mut line = Line {
+            bytes: [0; ROOM],
+            used: 0,
+        };
+        // An error means that it was cut off.
+        let _ = line.write_fmt(text);
+        if self.raw.is_null() {
+            return;
+        }
+        // SAFETY: By the type invariant; the message ends in NUL, for `Line` leaves the last byte
+        // alone, and lives as long as what points to it.
+        unsafe {
+            let buffer = &raw mut (*self.raw)._msg_buf;
+            buffer.cast::<[u8; ROOM]>().write(line.bytes);
+            (*self.raw)._msg = buffer.cast();
+            bindings::do_trace_netlink_extack(buffer.cast());
+        }
+    }
+
+    /// Says `text`, however long it is.
+    pub(crate) fn say_static(&self, text: &'static CStr) {
+        if self.raw.is_null() {
+            return;
+        }
+        // SAFETY: By the type invariant. The text lives as long as the module, and whoever reads
+        // the message keeps the family from being unregistered meanwhile.
+        unsafe {
+            (*self.raw)._msg = text.as_char_ptr();
+            bindings::do_trace_netlink_extack(text.as_char_ptr());
+        }
+    }
+
+    /// Says `text` as [`say`](Self::say) does, and returns `error`.
+    #[must_use]
+    pub(crate) fn refuse(&self, error: Error, text: fmt::Arguments<'_>) -> Error {
+        self.say(text);
+        error
+    }
+
+    /// Points to the attribute that is wrong. One of another request is not pointed to.
+    pub(crate) fn blame(&self, attribute: Attribute<'_>) {
+        let pointer = attribute.as_ptr();
+        if self.raw.is_null() || !self.request.contains(&(pointer as usize)) {
+            return;
+        }
+        // SAFETY: By the type invariant.
+        unsafe {
+            (*self.raw).bad_attr = pointer;
+            (*self.raw).policy = core::ptr::null();
+        }
+    }
+
+    /// Names an attribute that is missing: in `nest`, or at the top.
+    pub(crate) fn missing(&self, number: u16, nest: Option<Attribute<'_>>) {
+        let nest = nest
+            .map(Attribute::as_ptr)
+            .filter(|&nest| self.request.contains(&(nest as usize)));
+        if self.raw.is_null() {
+            return;
+        }
+        // SAFETY: By the type invariant.
+        unsafe {
+            (*self.raw).miss_type = number;
+            (*self.raw).miss_nest = nest.unwrap_or(core::ptr::null());
+        }
+    }
+}
+
+/// Text that is cut off, between characters, when the room is used up. The last byte stays NUL.
+struct Line {
+    bytes: [u8; ROOM],
+    used: usize,
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut end = text.len().min((ROOM - 1).saturating_sub(self.used));
+        while !text.is_char_boundary(end) {
+            end = end.saturating_sub(1);
+        }
+        let used = self.used.saturating_add(end);
+        let from = text.as_bytes().get(..end).ok_or(fmt::Error)?;
+        let to = self.bytes.get_mut(self.used..used).ok_or(fmt::Error)?;
+        to.copy_from_slice(from);
+        self.used = used;
+        if end < text.len() {
+            return Err(fmt::Error);
+        }
+        Ok(())
+    }
+}
