@@ -27,6 +27,8 @@ module! {
     authors: ["The rnbd developers"],
     description: "Network block device that cannot get stuck",
     license: "GPL",
+    // Looking for the family loads the module, as it does nbd.ko.
+    alias: ["net-pf-16-proto-16-family-nbd"],
 }
 
 module_params! {

@@ -5,6 +5,7 @@
 //! * [`module`]: loading and unloading; the devices there are. [`params`]: module parameters.
 //! * [`device`]: one `/dev/nbdN`: its setup lock and what the block layer asks of it.
 //! * [`ioctl`]: the ioctl interface. [`setup`]: SET_SOCK and its like. [`owner`]: whose setup it is.
+//! * [`netlink`]: the generic netlink interface.
 //! * [`attachment`]: a generation that serves requests. [`keeper`]: who brings it up and drains it.
 //!   [`teardown`]: how it is ended. [`geometry`]: sizes and limits of its disk.
 //! * [`connection`]: one socket of it. [`transmit`], [`receive`], [`timeout`]: requests on the
@@ -19,6 +20,7 @@ mod geometry;
 mod ioctl;
 mod keeper;
 mod module;
+mod netlink;
 mod owner;
 mod params;
 mod receive;

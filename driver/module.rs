@@ -2,12 +2,15 @@
 
 //! Loading and unloading; the devices there are.
 
-use super::{debugfs::DeviceFiles, device::Device, params::Params, sysfs};
-use crate::abstractions::block::{
-    major::Major,
-    mq::{DiskBuilder, GenDisk, QueueLimits},
+use super::{debugfs::DeviceFiles, device::Device, netlink, params::Params, sysfs};
+use crate::abstractions::{
+    block::{
+        major::Major,
+        mq::{DiskBuilder, GenDisk, QueueLimits},
+    },
+    net::genetlink::Registration,
 };
-use kernel::{bindings, debugfs::Dir, prelude::*, str::CString};
+use kernel::{bindings, debugfs::Dir, prelude::*, str::CString, sync::Arc};
 
 /// Requests that a hardware queue takes.
 const QUEUE_DEPTH: u32 = 128;
@@ -20,16 +23,37 @@ const IO_OPT: u32 = 128 << 10;
 
 /// The loaded module.
 pub(crate) struct Module {
-    // Dropped in this order: what shows a disk, the disk, what it is made of.
-    _devices: KVec<Entry>,
+    // Dropped in this order: who asks for disks, what shows a disk, the disk, what it is made of.
+    _netlink: Registration<Arc<Devices>>,
+    _devices: Arc<Devices>,
     _debugfs: Dir,
     _major: Major,
 }
 
+/// The devices there are.
+pub(super) struct Devices(KVec<Entry>);
+
 /// One device, in the system.
 struct Entry {
     _files: DeviceFiles,
-    _disk: GenDisk<Device>,
+    disk: GenDisk<Device>,
+}
+
+impl Devices {
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All of them, by their numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Device> {
+        self.0.iter().map(|entry| entry.disk.data())
+    }
+
+    /// The one with this number.
+    pub(super) fn find(&self, index: u32) -> Option<&Device> {
+        self.iter().find(|device| device.index == index)
+    }
 }
 
 impl kernel::Module for Module {
@@ -49,11 +73,15 @@ impl kernel::Module for Module {
             let files = DeviceFiles::create(&debugfs, &name, &disk)?;
             let entry = Entry {
                 _files: files,
-                _disk: disk,
+                disk,
             };
             devices.push(entry, GFP_KERNEL)?;
         }
+        let devices = Arc::new(Devices(devices), GFP_KERNEL)?;
+        // Last: requests may come at once.
+        let netlink = netlink::register(devices.clone())?;
         Ok(Self {
+            _netlink: netlink,
             _devices: devices,
             _debugfs: debugfs,
             _major: major,

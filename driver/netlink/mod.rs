@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The generic netlink family `nbd`.
+//!
+//! * [`policy`]: what attributes hold.
+//! * [`status`]: which devices are there.
+
+mod policy;
+mod status;
+
+use super::module::{Devices, Module};
+use crate::{
+    abstractions::net::genetlink::{
+        Declaration, Family, MulticastGroup, OperationEntry, Registration,
+    },
+    protocol::netlink::{FAMILY_NAME, FAMILY_VERSION, MULTICAST_GROUP},
+};
+use kernel::{module::this_module, prelude::*, sync::Arc};
+
+/// The family.
+///
+/// Unlike nbd.ko's its operations run in parallel: none waits for another one's device, nor do
+/// other families wait for them.
+static FAMILY: Family<Arc<Devices>> = Family::new(Declaration {
+    module: this_module::<Module>(),
+    name: FAMILY_NAME,
+    version: FAMILY_VERSION,
+    policies: policy::ATTRIBUTES.as_slice(),
+    groups: &GROUPS,
+    operations: &OPERATIONS,
+    all_namespaces: true,
+    parallel_ops: true,
+    first_strict_command: FIRST_STRICT_COMMAND,
+});
+
+/// All commands that nbd.ko has are older than strict validation.
+const FIRST_STRICT_COMMAND: u8 = crate::protocol::netlink::command::STATUS + 1;
+
+static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(MULTICAST_GROUP)];
+
+static OPERATIONS: [OperationEntry<Arc<Devices>>; 1] = [OperationEntry::of::<status::Status>()];
+
+/// Answers requests about `devices` from now on, until what is returned is dropped.
+pub(super) fn register(devices: Arc<Devices>) -> Result<Registration<Arc<Devices>>> {
+    FAMILY.register(devices).inspect_err(|error| {
+        pr_err!(
+            "cannot register the generic netlink family nbd ({error:?}): is there one already?\n"
+        );
+    })
+}

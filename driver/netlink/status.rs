@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! STATUS: which devices are there, and in use.
+//!
+//! Takes each device's setup lock for a moment; nobody waits for a server under it (invariant G6).
+
+use crate::{
+    abstractions::net::genetlink::{
+        attribute_size, Info, Nest, Operation, PutAttributes, Validation,
+    },
+    driver::{device::Device, module::Devices},
+    protocol::{
+        netlink::{attribute, command, device},
+        setup::Phase,
+    },
+};
+use kernel::{prelude::*, sync::Arc};
+
+/// Bytes of a device's item.
+const ITEM: usize = attribute_size(
+    attribute_size(size_of::<u32>()).saturating_add(attribute_size(size_of::<u8>())),
+);
+
+/// The number that means all devices, as a `u32`: -1.
+const ALL: u32 = u32::MAX;
+
+/// `NBD_CMD_STATUS`. Anybody may ask, as with nbd.ko.
+pub(super) struct Status;
+
+impl Operation<Arc<Devices>> for Status {
+    const COMMAND: u8 = command::STATUS;
+    const VALIDATION: Validation = Validation::Liberal;
+
+    /// Replies with a list of the device that was asked for, of none if there is no such device,
+    /// or of all.
+    fn doit(info: &Info<'_, Arc<Devices>>) -> Result {
+        let index = match info.get(attribute::INDEX) {
+            Some(index) => index.u32()?,
+            None => ALL,
+        };
+        let devices = info.data();
+        let count = if index == ALL { devices.count() } else { 1 };
+        let mut reply = info.new_reply(attribute_size(ITEM.saturating_mul(count)))?;
+        let mut list = reply.nest_unmarked(attribute::DEVICE_LIST)?;
+        if index == ALL {
+            for device in devices.iter() {
+                put(&mut list, device)?;
+            }
+        } else if let Some(device) = devices.find(index) {
+            put(&mut list, device)?;
+        }
+        list.end().inspect_err(|_| {
+            info.ext_ack().say(fmt!(
+                "{count} devices are too many for one reply: ask by index"
+            ));
+        })?;
+        info.reply(reply)
+    }
+}
+
+fn put(list: &mut Nest<'_>, device: &Device) -> Result {
+    // nbd.ko also counts a device as connected that is open and nothing else.
+    let connected = !matches!(device.setup.lock().phase(), Phase::Idle);
+    let mut item = list.nest_unmarked(device::ITEM)?;
+    item.put_u32(device::INDEX, device.index)?;
+    item.put_u8(device::CONNECTED, connected.into())?;
+    item.end()
+}
