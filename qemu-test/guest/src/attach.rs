@@ -147,7 +147,8 @@ impl Attachment {
         let theirs = device.same_open()?;
         std::thread::Builder::new().name("do-it".to_owned()).spawn(move || {
             let result = theirs.ioctl(req::DO_IT, 0);
-            if result.is_ok() || result == Err(Errno::ETIMEDOUT) {
+            // An attachment has ended; any other errno means that there was none of ours.
+            if matches!(result, Ok(_) | Err(Errno::ETIMEDOUT | Errno::EPIPE)) {
                 let _ = theirs.ioctl(req::CLEAR_QUE, 0);
                 let _ = theirs.ioctl(req::CLEAR_SOCK, 0);
             }

@@ -35,9 +35,11 @@ enum Command {
     Run(runner::Args),
     /// List the tests
     List {
-        /// Only the quick subset
+        #[command(flatten)]
+        selection: runner::Selection,
+        /// Names alone, for programs
         #[arg(long)]
-        quick: bool,
+        names_only: bool,
     },
     /// Show the driver at work, a line a step
     Demo(demo::Args),
@@ -49,9 +51,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::List { quick } => {
-            runner::list(quick);
-            Ok(ExitCode::SUCCESS)
+        Command::List { selection, names_only } => {
+            runner::list(&selection, names_only).map(|()| ExitCode::SUCCESS)
         }
         Command::Run(args) => runner::run(&args),
         Command::Body(args) => runner::body(args),

@@ -29,9 +29,18 @@ pub struct Args {
     /// Directory that holds rnbd.ko and nbd.ko
     #[arg(long, default_value = "/modules")]
     modules: PathBuf,
-    /// Only the quick subset
+    #[command(flatten)]
+    selection: Selection,
+}
+
+#[derive(clap::Args)]
+pub struct Selection {
+    /// Only the quick subset; with names, fewer rounds of those
     #[arg(long)]
     quick: bool,
+    /// Only tests that retell an incident for which rnbd exists
+    #[arg(long)]
+    incidents: bool,
     /// Names or globs of tests; all when none is given
     names: Vec<String>,
 }
@@ -50,14 +59,21 @@ pub struct BodyArgs {
 /// Exit status of a test's process when it skips; the reason is then on its last line.
 const SKIPPED: u8 = 4;
 const SKIP_MARK: &str = "SKIP: ";
+/// Before what a test fails with, among its diagnostics.
+const ERROR_MARK: &str = "error: ";
 
-pub fn list(quick: bool) {
-    for test in tests::all().filter(|test| test.quick || !quick) {
-        println!("{:<34} {}", test.name, test.about);
+pub fn list(selection: &Selection, names_only: bool) -> Result<()> {
+    for test in select(selection)? {
+        if names_only {
+            println!("{}", test.name);
+        } else {
+            println!("{:<34} {}", test.name, test.about);
+        }
     }
+    Ok(())
 }
 
-fn select(args: &Args) -> Result<Vec<&'static Test>> {
+fn select(args: &Selection) -> Result<Vec<&'static Test>> {
     let mut patterns = Vec::new();
     for name in &args.names {
         let pattern = glob::Pattern::new(name).with_context(|| format!("bad glob {name:?}"))?;
@@ -70,11 +86,12 @@ fn select(args: &Args) -> Result<Vec<&'static Test>> {
     let named = |test: &Test| patterns.iter().any(|pattern| pattern.matches(test.name));
     Ok(tests::all()
         .filter(|test| if patterns.is_empty() { test.quick || !args.quick } else { named(test) })
+        .filter(|test| test.incident || !args.incidents)
         .collect())
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let selected = select(args)?;
+    let selected = select(&args.selection)?;
     ensure!(nix::unistd::geteuid().is_root(), "run me as root: I load a kernel module");
     let file = args.driver.file(&args.modules);
     ensure!(file.exists(), "{} does not exist; name its directory with --modules", file.display());
@@ -150,11 +167,14 @@ fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
         Err(error) => problems.push(format!("{error:#}")),
     }
     let cleaned = clean_up(args.driver, &before, &mut problems);
+    if let Err(error) = &cleaned {
+        problems.push(format!("{error:#}"));
+    }
     let lines = log.lines();
     for complaint in complaints(&lines) {
         problems.push(format!("the kernel complains: {complaint}"));
     }
-    let failed = !problems.is_empty() || cleaned.is_err() || verdict == Verdict::Fail;
+    let failed = !problems.is_empty() || verdict == Verdict::Fail;
     for problem in &problems {
         ktap.diagnostic(problem);
     }
@@ -183,7 +203,7 @@ fn run_body(args: &Args, test: &Test, ktap: &Ktap, problems: &mut Vec<String>) -
     let mut command = Command::new("/proc/self/exe");
     command.arg("body").arg(test.name).arg("--driver").arg(args.driver.module());
     command.arg("--modules").arg(&args.modules);
-    if args.quick {
+    if args.selection.quick {
         command.arg("--quick");
     }
     let (reader, writer) = pipe()?;
@@ -207,8 +227,10 @@ fn run_body(args: &Args, test: &Test, ktap: &Ktap, problems: &mut Vec<String>) -
         }
         kill_all(pid);
         let _ = child.kill();
-        wait_for("the test's process to die", || child.try_wait().is_ok_and(|s| s.is_some()))
-            .with_context(|| format!("cannot be killed:\n{}", describe_task(pid)))?;
+        if wait_for("it to die", || child.try_wait().is_ok_and(|s| s.is_some())).is_err() {
+            // What cannot be killed keeps the driver from being unloaded: that ends the run, after this result.
+            problems.push(format!("cannot be killed:\n{}", describe_task(pid)));
+        }
     }
     // Orphans of the test may still hold the pipe: what they have to say does not matter.
     let mut output: Vec<String> = Vec::new();
@@ -318,7 +340,7 @@ pub fn body(args: BodyArgs) -> Result<ExitCode> {
                 ExitCode::from(SKIPPED)
             }
             None => {
-                println!("{error:#}");
+                println!("{ERROR_MARK}{error:#}");
                 ExitCode::FAILURE
             }
         },

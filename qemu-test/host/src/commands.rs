@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The subcommands.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -14,13 +13,14 @@ use crate::complaint::Complaint;
 use crate::initramfs::{self, Sources};
 use crate::kvm;
 use crate::machine::{Accel, Machine, Ports, Size};
-use crate::report::Report;
 use crate::runs;
 use crate::terminal::{Terminal, seconds};
 
 mod selftest;
+mod test;
 
 pub use selftest::{SelftestArgs, selftest};
+pub use test::{TestArgs, test};
 
 /// Where everything is. toolchain/qemu gives these.
 #[derive(clap::Args)]
@@ -67,21 +67,6 @@ pub enum Drivers {
     Both,
 }
 
-/// Options of `test`.
-#[derive(clap::Args)]
-pub struct TestArgs {
-    #[command(flatten)]
-    places: Places,
-    /// The driver under test
-    #[arg(long, default_value = "rnbd")]
-    driver: Drivers,
-    /// Only the quick subset
-    #[arg(long)]
-    quick: bool,
-    /// Names or globs of tests; all when none is given
-    names: Vec<String>,
-}
-
 /// Options of `demo`.
 #[derive(clap::Args)]
 pub struct DemoArgs {
@@ -123,6 +108,10 @@ struct Prepared<'a> {
     time_limit: u64,
 }
 
+fn exists(option: &str, path: &Path) -> Result<PathBuf> {
+    path.canonicalize().with_context(|| format!("{option}: {} is not there", path.display()))
+}
+
 impl Places {
     /// Makes the folder for logs and the initramfs with `job`, a shell script.
     fn prepare(
@@ -132,9 +121,6 @@ impl Places {
         needs_module: bool,
         terminal: &Terminal,
     ) -> Result<Prepared<'_>> {
-        let exists = |option: &str, path: &Path| {
-            path.canonicalize().with_context(|| format!("{option}: {} is not there", path.display()))
-        };
         let kernel = exists("--kernel", &self.kernel)?;
         let modules = exists("--modules", &self.modules)?;
         let release = modules.file_name().context("--modules: the directory's name is the release")?;
@@ -143,17 +129,13 @@ impl Places {
         } else {
             self.module.canonicalize().ok()
         };
-        let test_program = match &self.test_program {
-            Some(path) => path.clone(),
-            None => std::env::current_exe()?.with_file_name("rnbd-test"),
-        };
         let sources = Sources {
             sysroot: &exists("--sysroot", &self.sysroot)?,
             modules: &modules,
             release: &release.to_string_lossy(),
             module: module.as_deref(),
             c_module: &exists("--c-module", &self.c_module)?,
-            test_program: &exists("--test-program", &test_program)?,
+            test_program: &self.test_program()?,
         };
         let folder = runs::next(&self.work.join("runs"), name)?;
         terminal.busy("initramfs");
@@ -163,6 +145,13 @@ impl Places {
         let (accel, note) = kvm::choose(&self.size, &kernel, &store);
         let note = note.unwrap_or_else(|| format!("{accel:?}").to_uppercase());
         Ok(Prepared { places: self, kernel, folder, initramfs, accel, note, time_limit: self.time_limit })
+    }
+
+    fn test_program(&self) -> Result<PathBuf> {
+        match &self.test_program {
+            Some(path) => exists("--test-program", path),
+            None => exists("--test-program", &std::env::current_exe()?.with_file_name("rnbd-test")),
+        }
     }
 
     /// A path as it is called outside.
@@ -217,61 +206,15 @@ impl Prepared<'_> {
         result
     }
 
+    /// The console's log, from the folder of all runs.
+    fn log_name(&self) -> String {
+        let folder = self.folder.file_name().unwrap_or_default().to_string_lossy();
+        format!("{folder}/console.log")
+    }
+
     fn console(&self) -> String {
         self.places.outside(&self.folder.join("console.log"))
     }
-}
-
-/// A word for the shell.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-/// `test`.
-pub fn test(args: &TestArgs) -> Result<ExitCode> {
-    let interrupts = Interrupts::install()?;
-    let terminal = Terminal::new();
-    let (mut passed, mut failed) = (0, 0);
-    let mut interrupted = false;
-    for driver in args.driver.each() {
-        let mut job = format!("rnbd-test run --driver {driver} --modules /modules");
-        if args.quick {
-            job += " --quick";
-        }
-        // What follows `--` is a name, however it looks.
-        job += " --";
-        for name in &args.names {
-            write!(job, " {}", quoted(name))?;
-        }
-        let name = format!("test-{driver}");
-        let prepared =
-            args.places.prepare(&name, &format!("job() {{ {job}; }}\n"), *driver == "rnbd", &terminal)?;
-        let mut report = Report::new(driver, *driver == "nbd");
-        let outcome = prepared.boot(&terminal, &interrupts, &mut |message| match message {
-            Message::Started(after, release) => report.started(after, release),
-            Message::Line(line) => report.line(line, &terminal),
-            _ => {}
-        })?;
-        interrupted = outcome.end == End::Interrupted;
-        report.finish(outcome, &terminal);
-        report.summarise(&terminal);
-        let json = prepared.folder.join("results.json");
-        report.write(&json)?;
-        terminal.line(&format!("  console log: {}", prepared.console()));
-        terminal.line(&format!("  results:     {}", args.places.outside(&json)));
-        let tally = report.tally();
-        passed += tally.0;
-        failed += tally.1;
-        if interrupted {
-            break;
-        }
-    }
-    terminal.line(&format!("{passed} passed, {failed} failed"));
-    Ok(match (interrupted, failed) {
-        (true, _) => ExitCode::from(130),
-        (_, 0) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
 }
 
 /// `demo`.

@@ -32,6 +32,15 @@ pub struct TestResult {
     pub diagnostics: Vec<String>,
 }
 
+impl TestResult {
+    /// The first line of what it failed with, if it says so.
+    pub fn error(&self) -> Option<&str> {
+        let marked = self.diagnostics.iter().find_map(|line| line.strip_prefix("error: "));
+        // One that was ended from outside has not said it itself.
+        marked.or_else(|| self.diagnostics.iter().map(String::as_str).find(|line| !line.starts_with("log: ")))
+    }
+}
+
 /// What a line means.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {

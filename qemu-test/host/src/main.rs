@@ -3,6 +3,7 @@
 
 mod boot;
 mod commands;
+mod comparison;
 mod complaint;
 mod initramfs;
 mod ktap;

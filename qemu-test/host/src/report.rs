@@ -13,7 +13,7 @@ use crate::complaint::Complaint;
 use crate::ktap::{Event, Parser, Status, TestResult};
 use crate::terminal::{Terminal, seconds};
 
-/// One boot's tests on one driver.
+/// The tests on one driver, in as many boots as it took.
 #[derive(Serialize)]
 pub struct Report {
     driver: String,
@@ -22,29 +22,65 @@ pub struct Report {
     tests: Vec<TestResult>,
     /// What is wrong with the run as a whole.
     problems: Vec<String>,
-    complaints: Vec<Complaint>,
-    /// The C driver is run to see what it does: what its kernel says is shown, and fails nothing.
-    complaints_allowed: bool,
+    /// Boots that ended before their tests did, of a driver that may do so.
+    ended_early: Vec<String>,
+    complaints: Vec<Heard>,
+    /// The C driver is run to see what it does: what its kernel says and how its boots end is shown, and fails
+    /// nothing.
+    tolerant: bool,
+    interrupted: bool,
     #[serde(skip)]
-    plan: Option<usize>,
+    boot: CurrentBoot,
     #[serde(skip)]
     parser: Parser,
 }
 
+/// A complaint, and the log that it is in.
+#[derive(Serialize)]
+struct Heard {
+    #[serde(flatten)]
+    complaint: Complaint,
+    console: String,
+}
+
+/// What is known of the boot that runs, or that was the last one.
+#[derive(Default)]
+struct CurrentBoot {
+    console: String,
+    plan: Option<usize>,
+    /// Results that came before it.
+    earlier: usize,
+    bailed_out: Option<String>,
+    broke: bool,
+}
+
 impl Report {
-    /// An empty report.
-    pub fn new(driver: &str, complaints_allowed: bool) -> Report {
+    /// An empty report. A tolerant one takes whatever the kernel does.
+    pub fn new(driver: &str, tolerant: bool) -> Report {
         Report {
             driver: driver.to_owned(),
             release: String::new(),
             boot_milliseconds: 0,
             tests: Vec::new(),
             problems: Vec::new(),
+            ended_early: Vec::new(),
             complaints: Vec::new(),
-            complaints_allowed,
-            plan: None,
+            tolerant,
+            interrupted: false,
+            boot: CurrentBoot::default(),
             parser: Parser::default(),
         }
+    }
+
+    /// Whose tests these are.
+    pub fn driver(&self) -> &str {
+        &self.driver
+    }
+
+    /// A boot begins. Its console's log is found so, from the folder of all runs.
+    pub fn boot(&mut self, console: &str) {
+        let console = console.to_owned();
+        self.boot = CurrentBoot { console, earlier: self.tests.len(), ..CurrentBoot::default() };
     }
 
     /// The guest is up.
@@ -57,56 +93,100 @@ impl Report {
     pub fn line(&mut self, line: &str, terminal: &Terminal) {
         match self.parser.line(line) {
             Event::Nothing => {}
-            Event::Plan(count) => self.plan = Some(count),
-            Event::BailOut(why) => self.problems.push(format!("the tests could not go on: {why}")),
-            Event::Result(result) => {
-                print_result(&result, terminal);
-                self.tests.push(result);
-            }
+            Event::Plan(count) => self.boot.plan = Some(count),
+            Event::BailOut(why) => self.boot.bailed_out = Some(why),
+            Event::Result(result) => self.result_came(result, terminal),
         }
+    }
+
+    fn result_came(&mut self, result: TestResult, terminal: &Terminal) {
+        print_result(&result, terminal);
+        self.tests.push(result);
     }
 
     /// Takes the end of the boot into account.
     pub fn finish(&mut self, outcome: Outcome, terminal: &Terminal) {
-        let during = outcome.running.as_ref().map(|test| format!(", during {test}")).unwrap_or_default();
-        let rest = self.parser.rest();
-        let mut show_tail = true;
-        match &outcome.end {
-            End::Job(status) => {
-                show_tail = false;
-                let done = self.tests.len();
-                match self.plan {
-                    Some(plan) if plan != done => {
-                        self.problems.push(format!("{plan} tests were to run, {done} reported"));
-                    }
-                    None => self.problems.push("no test results came".to_owned()),
-                    _ => {}
+        let console = &self.boot.console;
+        let heard = |complaint| Heard { complaint, console: console.clone() };
+        self.complaints.extend(outcome.complaints.into_iter().map(heard));
+        self.interrupted = outcome.end == End::Interrupted;
+        let broke = match &outcome.end {
+            End::Job(status) => match self.boot.bailed_out.take() {
+                Some(why) => Some(format!("the tests could not go on: {why}")),
+                None => {
+                    self.problems.extend(self.not_right(*status));
+                    None
                 }
-                if *status != 0 && self.failed_tests().next().is_none() && self.problems.is_empty() {
-                    self.problems.push(format!("rnbd-test ended with status {status}"));
-                }
-            }
-            End::Early => self.problems.push(format!("the guest ended before its job did{during}")),
-            End::Panic(panic) => self.problems.push(format!("{panic}{during}")),
+            },
+            End::Early => Some("the guest ended before its job did".to_owned()),
+            End::Panic(panic) => Some(panic.clone()),
             End::TimeLimit(limit) => {
-                self.problems
-                    .push(format!("not done after {} s: the machine was killed{during}", limit.as_secs()));
+                Some(format!("not done after {} s: the machine was killed", limit.as_secs()))
             }
-            End::Interrupted => self.problems.push(format!("interrupted{during}")),
+            End::Interrupted => Some("interrupted".to_owned()),
+        };
+        if let Some(why) = broke {
+            self.boot.broke = true;
+            self.broke_for(why, outcome.running, terminal);
         }
-        self.complaints = outcome.complaints;
-        if self.problems.is_empty() {
-            return;
-        }
-        for line in &rest {
-            terminal.detail(line);
-        }
-        if show_tail && outcome.end != End::Interrupted {
+        // What no result has taken.
+        self.parser.rest().iter().for_each(|line| terminal.detail(line));
+        if !matches!(outcome.end, End::Job(_) | End::Interrupted) {
             terminal.line("  the console's last lines:");
-            for line in &outcome.tail {
-                terminal.detail(line);
-            }
+            outcome.tail.iter().for_each(|line| terminal.detail(line));
         }
+    }
+
+    /// What does not fit together in a boot whose job ended.
+    fn not_right(&self, status: i32) -> Option<String> {
+        let tests = &self.tests[self.boot.earlier..];
+        match self.boot.plan {
+            None => Some("no test results came".to_owned()),
+            Some(plan) if plan != tests.len() => {
+                Some(format!("{plan} tests were to run, {} reported", tests.len()))
+            }
+            _ if status != 0 && !tests.iter().any(|test| self.is_failed(test)) => {
+                Some(format!("rnbd-test ended with status {status}"))
+            }
+            _ => None,
+        }
+    }
+
+    /// A boot that ended early fails the test that was running. Where none was, or where it ended behind a test's
+    /// result, it is the run that failed.
+    fn broke_for(&mut self, why: String, running: Option<String>, terminal: &Terminal) {
+        let lost = running.filter(|test| self.result(test).is_none() && !self.interrupted);
+        if let Some(name) = lost {
+            let mut diagnostics = vec![format!("error: {why}")];
+            diagnostics.extend(self.parser.rest());
+            let result = TestResult { name, status: Status::Failed, milliseconds: None, diagnostics };
+            self.result_came(result, terminal);
+        } else if self.tolerant && !self.interrupted && self.tests.len() > self.boot.earlier {
+            terminal.detail(&why);
+            self.ended_early.push(why);
+        } else {
+            self.problems.push(why);
+        }
+    }
+
+    /// True when the last boot ended before its tests did.
+    pub fn broke(&self) -> bool {
+        self.boot.broke
+    }
+
+    /// True when somebody ended it.
+    pub fn interrupted(&self) -> bool {
+        self.interrupted
+    }
+
+    /// What the kernel complained of during a test.
+    pub fn complaints_during(&self, test: &str) -> Vec<String> {
+        self.heard_during(test).map(describe).collect()
+    }
+
+    /// A test's result, if it has come.
+    pub fn result(&self, name: &str) -> Option<&TestResult> {
+        self.tests.iter().find(|test| test.name == name)
     }
 
     /// Tests that failed, or passed while the kernel complained.
@@ -115,15 +195,17 @@ impl Report {
     }
 
     fn is_failed(&self, test: &TestResult) -> bool {
-        let complained =
-            || self.complaints.iter().any(|complaint| complaint.test.as_ref() == Some(&test.name));
-        test.status == Status::Failed || (!self.complaints_allowed && complained())
+        test.status == Status::Failed || (!self.tolerant && self.heard_during(&test.name).next().is_some())
+    }
+
+    fn heard_during<'a>(&'a self, test: &'a str) -> impl Iterator<Item = &'a Heard> {
+        self.complaints.iter().filter(move |heard| heard.complaint.test.as_deref() == Some(test))
     }
 
     /// Failures that belong to no test: of the run, or complaints between tests.
     fn other_failures(&self) -> Vec<String> {
         let known = |test: &String| self.tests.iter().any(|result| result.name == *test);
-        let complaints = self.complaints.iter().filter(|_| !self.complaints_allowed);
+        let complaints = self.complaints.iter().map(|heard| &heard.complaint).filter(|_| !self.tolerant);
         let outside = complaints.filter(|complaint| !complaint.test.as_ref().is_some_and(known));
         let outside = outside.map(|complaint| match &complaint.test {
             // It is among the problems already, as the test that never reported.
@@ -139,7 +221,7 @@ impl Report {
         self.tests.iter().filter(|test| wanted(test)).count()
     }
 
-    /// Passed and failed; a run that broke counts as one failure more.
+    /// Passed and failed; what is wrong with the run as a whole counts as one failure more.
     pub fn tally(&self) -> (usize, usize) {
         let passed = |test: &TestResult| {
             !self.is_failed(test) && matches!(test.status, Status::Passed | Status::KnownFailurePassed(_))
@@ -157,7 +239,7 @@ impl Report {
         if known > 0 {
             terminal.line(&format!("  {known} failed as known of {}", self.driver));
         }
-        if self.complaints_allowed && !self.complaints.is_empty() {
+        if self.tolerant && !self.complaints.is_empty() {
             terminal.line(&format!(
                 "  the kernel complained {} times of {}:",
                 self.complaints.len(),
@@ -169,8 +251,8 @@ impl Report {
         }
         for test in self.failed_tests() {
             terminal.bad(&format!("failed: {}", test.name));
-            for complaint in self.complaints.iter().filter(|one| one.test.as_ref() == Some(&test.name)) {
-                terminal.detail(&format!("the kernel complained: {}", describe(complaint)));
+            for heard in self.heard_during(&test.name) {
+                terminal.detail(&format!("the kernel complained: {}", describe(heard)));
             }
         }
         for problem in self.other_failures() {
@@ -185,8 +267,8 @@ impl Report {
     }
 }
 
-fn describe(complaint: &Complaint) -> String {
-    format!("{} (line {} of the console log)", complaint.text, complaint.line)
+fn describe(Heard { complaint, console }: &Heard) -> String {
+    format!("{} (line {} of {console})", complaint.text, complaint.line)
 }
 
 fn print_result(result: &TestResult, terminal: &Terminal) {
@@ -218,9 +300,9 @@ mod tests {
         Complaint { text: "WARNING: x".into(), test: test.map(str::to_owned), line: 7, context: Vec::new() }
     }
 
-    fn report(lines: &[&str], outcome: Outcome, complaints_allowed: bool) -> Report {
+    fn report(lines: &[&str], outcome: Outcome, tolerant: bool) -> Report {
         let terminal = Terminal::hidden();
-        let mut report = Report::new("rnbd", complaints_allowed);
+        let mut report = Report::new("rnbd", tolerant);
         for line in lines {
             report.line(line, &terminal);
         }
@@ -258,6 +340,32 @@ mod tests {
         assert_eq!(report(&TWO[..2], outcome(End::Job(0)), false).tally(), (1, 1), "a result is missing");
         assert_eq!(report(&[], outcome(End::Job(0)), false).tally(), (0, 1), "no results");
         assert_eq!(report(&["1..1", "Bail out! x"], outcome(End::Job(1)), false).tally(), (0, 1));
+    }
+
+    #[test]
+    fn the_test_that_ran_at_an_early_end_has_failed() {
+        let lines = ["1..3", "ok 1 - a", "# seen so far"];
+        let early = Outcome { running: Some("b".into()), ..outcome(End::Early) };
+        let report = report(&lines, early, false);
+        assert_eq!((report.tally(), report.broke()), ((1, 1), true));
+        assert_eq!(
+            report.result("b").unwrap().diagnostics,
+            ["error: the guest ended before its job did", "seen so far"]
+        );
+    }
+
+    #[test]
+    fn a_tolerant_run_goes_on_after_a_boot_that_had_results() {
+        let bail = ["1..3", "ok 1 - a", "not ok 2 - b # TODO known", "Bail out! rmmod hangs"];
+        let mut first = report(&bail, outcome(End::Job(1)), true);
+        assert_eq!((first.tally(), first.broke()), ((1, 0), true));
+        let terminal = Terminal::hidden();
+        first.boot("second.log");
+        ["1..1", "ok 1 - c"].iter().for_each(|line| first.line(line, &terminal));
+        first.finish(outcome(End::Job(0)), &terminal);
+        assert_eq!((first.tally(), first.broke()), ((2, 0), false));
+        assert_eq!(report(&bail, outcome(End::Job(1)), false).tally(), (1, 1), "not so when it is ours");
+        assert_eq!(report(&[], outcome(End::Early), true).tally(), (0, 1), "nothing came");
     }
 
     #[test]

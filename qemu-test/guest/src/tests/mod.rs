@@ -51,6 +51,8 @@ pub struct Test {
     pub body: fn(&Context) -> Result<()>,
     /// Part of the quick subset.
     pub quick: bool,
+    /// It retells an incident for which this driver exists: `make test` runs it on nbd.ko too, to compare.
+    pub incident: bool,
     /// Module parameters to load the driver with; None when the test loads it itself.
     pub params: Option<&'static str>,
     /// Seconds after which it counts as hung.
@@ -63,11 +65,15 @@ impl Test {
     /// A test on a driver with two small devices.
     pub const fn new(name: &'static str, about: &'static str, body: fn(&Context) -> Result<()>) -> Test {
         let params = Some("nbds_max=2");
-        Test { name, about, body, quick: false, params, limit: 60, known_on_nbd: None }
+        Test { name, about, body, quick: false, incident: false, params, limit: 60, known_on_nbd: None }
     }
 
     pub const fn quick(self) -> Test {
         Test { quick: true, ..self }
+    }
+
+    pub const fn incident(self) -> Test {
+        Test { incident: true, ..self }
     }
 
     pub const fn params(self, params: &'static str) -> Test {

@@ -27,19 +27,23 @@ pub const TESTS: &[Test] = &[
         "1,000 clients die in setup, with a holder: no socket stays held, and the next one attaches",
         dead_setters,
     )
+    .incident()
     .limit(240)
     .known_on_nbd(EBUSY_FOR_EVER),
     Test::new("own.fork", "a client forks after setup and ends: its child's NBD_DO_IT runs it", |_| {
         fork_then_start(true)
-    }),
+    })
+    .incident(),
     Test::new("own.fork_parent_lives", "the same while the parent has not ended yet", |_| {
         fork_then_start(false)
-    }),
+    })
+    .incident(),
     Test::new(
         "own.fork_contender",
         "another client comes into the gap between: its setup does not mix with the first one's",
         fork_contender,
     )
+    .incident()
     .quick()
     .known_on_nbd("EBUSY for ever: the setup's owner is a task that is dead"),
     Test::new(
@@ -122,10 +126,9 @@ fn dead_setters(context: &Context) -> Result<()> {
         held = peers.iter_mut().map(|peer| usize::from(!peer_gone(peer))).sum();
         held == 0
     });
-    println!("{count} setters are dead, {held} of their sockets are held");
     let attached = attaches_again();
     drop(holder);
-    released?;
+    released.with_context(|| format!("{held} sockets of {count} dead setters are held"))?;
     attached
 }
 

@@ -26,6 +26,7 @@ pub const TESTS: &[Test] = &[
         "nbd-client -persist under a mounted ext4, through 20 restarts of the server",
         restarts,
     )
+    .incident()
     .limit(240)
     .known_on_nbd("NBD_DO_IT returns 0 when the server closes, and nbd-client ends"),
     Test::new("persist.timeout", "nbd-client -persist comes back after a request's time-out", timeout)

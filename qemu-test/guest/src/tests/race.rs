@@ -18,7 +18,7 @@ use rand::{Rng, SeedableRng};
 use super::{Context, Test};
 use crate::attach::{Setup, attaches_again};
 use crate::device::{Device, flag, open_direct, read_direct, req, wait_idle};
-use crate::process::{Child, describe_task, fork_child, wait_for};
+use crate::process::{Child, describe_task, fork_child, processes, wait_for};
 use crate::server::{Command, Export, Server};
 
 pub const TESTS: &[Test] = &[
@@ -27,12 +27,14 @@ pub const TESTS: &[Test] = &[
         "NBD_DISCONNECT at random moments after connect, 200 times: no client hangs",
         disconnect,
     )
+    .incident()
     .limit(240),
     Test::new(
         "race.control",
         "8 tasks set up, start, stop, open, close, read and are killed for 30 s, and it settles",
         control,
     )
+    .incident()
     .quick()
     .limit(150)
     .known_on_nbd("it sticks at EBUSY while tasks hold it open, and nobody gets it attached"),
@@ -182,6 +184,12 @@ fn control(context: &Context) -> Result<()> {
         .with_context(|| format!("{} of {sockets} are held", server.open_connections()))?;
     wait_idle(0)?;
     attaches_again()?;
+    let mut stuck = Vec::new();
+    wait_for("no task to be in an uninterruptible sleep", || {
+        stuck = processes().into_iter().filter(|process| process.3 == 'D').map(|process| process.0).collect();
+        stuck.is_empty()
+    })
+    .with_context(|| stuck.iter().map(|pid| describe_task(*pid)).collect::<Vec<_>>().join("\n"))?;
     ensure!(reads > 0, "no task has ever attached it and read from it");
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 
 use super::Places;
+use super::test::{Watch, boot_until_done};
 use crate::boot::{End, Interrupts, Message};
 use crate::report::Report;
 use crate::terminal::Terminal;
@@ -28,6 +29,17 @@ struct Case {
     tally: (usize, usize),
     /// The kernel's report that must be found, during the test `provoked`.
     complaint: Option<&'static str>,
+}
+
+/// A job that crashes during the second of three tests, and is well when it is asked for the third alone.
+fn crashes_in_the_middle(names: &[String]) -> String {
+    let job = match names {
+        [last] => format!("echo 1..1; echo 'ok 1 - {last}'"),
+        _ => "echo 1..3; echo 'ok 1 - first'; echo 'rnbd-test: start second' >/dev/kmsg; \
+              echo c >/proc/sysrq-trigger; sleep 60"
+            .to_owned(),
+    };
+    format!("job() {{ {job}; }}\n")
 }
 
 const CASES: [Case; 4] = [
@@ -95,5 +107,14 @@ pub fn selftest(args: &SelftestArgs) -> Result<ExitCode> {
         ensure!(report.tally() == case.tally, "{}: it counts as {:?}: {log}", case.name, report.tally());
         terminal.good(case.name);
     }
+    let quiet = Watch { terminal: Terminal::hidden(), interrupts };
+    let names = ["first", "second", "third"].map(str::to_owned);
+    let report = Report::new("none", true);
+    let (report, last) = boot_until_done(&args.places, report, &names, &crashes_in_the_middle, &quiet)?;
+    let missing = names.iter().find(|name| report.result(name).is_none());
+    let log = last.console();
+    ensure!(missing.is_none(), "no result of {missing:?}: {log}");
+    ensure!(report.tally() == (2, 1), "a crash in the middle counts as {:?}: {log}", report.tally());
+    terminal.good("after a crash the tests that are left run in another boot");
     Ok(ExitCode::SUCCESS)
 }
