@@ -4,6 +4,7 @@
 mod claim;
 mod clients;
 mod data;
+mod debugfs;
 mod end;
 mod errors;
 mod flags;
@@ -17,6 +18,7 @@ mod size;
 mod state;
 mod stuck;
 mod teardown;
+mod trace;
 
 use std::path::PathBuf;
 
@@ -111,6 +113,8 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         clients::TESTS,
         persist::TESTS,
         state::TESTS,
+        debugfs::TESTS,
+        trace::TESTS,
         race::TESTS,
     ]
     .into_iter()
@@ -131,6 +135,14 @@ impl std::error::Error for Skip {}
 
 pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
     Err(Skip(reason.into()).into())
+}
+
+/// For a test of what nbd.ko does not have.
+pub fn ours_only(context: &Context) -> Result<()> {
+    if context.driver == Driver::Nbd {
+        return skip("nbd.ko does not show it");
+    }
+    Ok(())
 }
 
 /// Collects what differs, so that a table of cases is reported whole.
