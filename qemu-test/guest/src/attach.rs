@@ -207,6 +207,22 @@ pub fn with_attached<T>(server: &Server, setup: Setup, body: impl FnOnce(&Device
     Ok(value)
 }
 
+/// A process that gives the device a socket and a size, whatever it is answered, and dies.
+pub fn set_up_and_die(socket: OwnedFd) -> Result<()> {
+    let fd = socket.as_raw_fd();
+    let mut setter = fork_child(&[fd], move |ready| {
+        let device = Device::open(0)?;
+        let set = device.ioctl(req::SET_SOCK, fd as u64);
+        let size = device.ioctl(req::SET_SIZE, 1 << 20);
+        ready.tell(&format!("{set:?} {size:?}"))?;
+        loop {
+            nix::unistd::pause();
+        }
+    })?;
+    setter.next_line()?;
+    setter.kill()
+}
+
 /// The device takes a new server and does I/O with it, from beginning to end. Only plain openers may be there.
 pub fn attaches_again() -> Result<()> {
     let device = Device::open(0)?;

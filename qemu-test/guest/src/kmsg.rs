@@ -7,29 +7,10 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result};
 
-/// What no test may make the kernel say.
-const COMPLAINTS: [&str; 20] = [
-    "WARNING: ",
-    "BUG: ",
-    "kernel BUG at",
-    "Oops",
-    "general protection fault",
-    "Unable to handle kernel",
-    "KASAN",
-    "KFENCE",
-    "UBSAN",
-    "KCSAN",
-    "INFO: task ",
-    "blocked for more than",
-    "rcu: INFO",
-    "soft lockup",
-    "possible circular locking",
-    "possible recursive locking",
-    "inconsistent lock state",
-    "refcount_t:",
-    "sysfs: cannot create duplicate",
-    "possibly leaking",
-];
+#[path = "../../reports.rs"]
+mod reports;
+
+use reports::REPORTS;
 
 /// A reader that starts at the log's present end.
 pub struct Log(File);
@@ -68,7 +49,7 @@ impl Log {
 pub fn complaints(lines: &[String]) -> Vec<&String> {
     // Our own marks hold the tests' names, which may be anything.
     let ours = |line: &str| line.starts_with("rnbd-test: ");
-    let complains = |line: &str| COMPLAINTS.iter().any(|complaint| line.contains(complaint));
+    let complains = |line: &str| REPORTS.iter().any(|complaint| line.contains(complaint));
     lines.iter().filter(|line| !ours(line) && complains(line)).collect()
 }
 

@@ -8,6 +8,7 @@ mod device;
 mod kmsg;
 mod ktap;
 mod modules;
+mod mounted;
 mod process;
 mod puppet;
 mod runner;

@@ -3,39 +3,10 @@
 
 use serde::Serialize;
 
-/// Starts of reports. Debug options of the kernel that are not mentioned by name print one of the general ones.
-const REPORTS: [&str; 30] = [
-    "WARNING: ",
-    "BUG: ",
-    "kernel BUG at",
-    "Oops",
-    "general protection fault",
-    "Unable to handle kernel",
-    "Kernel panic",
-    "KASAN: ",
-    "KFENCE: ",
-    "KCSAN: ",
-    "UBSAN: ",
-    "INFO: task ",
-    "blocked for more than",
-    "INFO: rcu",
-    "rcu: INFO: ",
-    "soft lockup",
-    "hard LOCKUP",
-    "INFO: possible ",
-    "possible circular locking",
-    "possible recursive locking",
-    "inconsistent lock state",
-    "INFO: trying to register non-static key",
-    "scheduling while atomic",
-    "sleeping function called from invalid context",
-    "refcount_t: ",
-    "possibly leaking",
-    "sysfs: cannot create duplicate",
-    "list_add corruption",
-    "list_del corruption",
-    "DEBUG_LOCKS_WARN_ON",
-];
+#[path = "../../reports.rs"]
+mod reports;
+
+use reports::REPORTS;
 
 /// Parts of a report. Alone, without a start before them, they are a report of an unknown kind.
 const PARTS: [&str; 2] = ["Call Trace:", "---[ end trace"];

@@ -6,11 +6,10 @@ use std::fs;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::teardown::EBUSY_FOR_EVER;
 use super::{Checks, Context, Test, skip};
@@ -19,6 +18,7 @@ use crate::device::{
     Device, attached, capacity, node, open_direct, read_direct, req, round_trip, write_direct,
 };
 use crate::kmsg::Log;
+use crate::mounted::{Mounted, mkfs_ext4};
 use crate::process::{Child, have, run, wait_for};
 use crate::puppet::{Answer, Puppet};
 use crate::server::{Command, Export, Server, Transport};
@@ -119,34 +119,11 @@ fn untouched(server: &Server, content: &[u8]) -> Result<()> {
     checks.done()
 }
 
-/// A mounted filesystem, unmounted when dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(context: &Context, device: &Path) -> Result<Mounted> {
-        let dir = context.scratch.join("mnt");
-        fs::create_dir_all(&dir)?;
-        mount(Some(device), &dir, Some("ext4"), MsFlags::empty(), None::<&str>).context("mount")?;
-        Ok(Mounted(dir))
-    }
-
-    fn write(&self, name: &str) -> std::io::Result<()> {
-        let mut file = fs::File::create(self.0.join(name))?;
-        file.write_all(&FILE)?;
-        file.sync_all()
-    }
-
-    fn unmount(self) -> Result<()> {
-        umount2(&self.0, MntFlags::empty()).context("umount")?;
-        std::mem::forget(self);
-        Ok(())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
+/// Writes a file, to the server.
+fn write(mounted: &Mounted, name: &str) -> std::io::Result<()> {
+    let mut file = fs::File::create(mounted.file(name))?;
+    file.write_all(&FILE)?;
+    file.sync_all()
 }
 
 fn need(programs: &[&str]) -> Result<()> {
@@ -156,23 +133,17 @@ fn need(programs: &[&str]) -> Result<()> {
     }
 }
 
-/// A filesystem without work of its own in the background.
-fn mkfs(device: &str) -> Result<()> {
-    let calm = "lazy_itable_init=0,lazy_journal_init=0";
-    run("mkfs.ext4", &["-q", "-F", "-E", calm, device]).map(drop)
-}
-
 fn ext4(context: &Context) -> Result<()> {
     need(&["mkfs.ext4"])?;
     let (a, mut client) = image_a()?;
-    mkfs("/dev/nbd0")?;
-    let mounted = Mounted::new(context, &node(0))?;
-    mounted.write("before").context("a file on the first image")?;
+    mkfs_ext4("/dev/nbd0")?;
+    let mounted = Mounted::new(context, &node(0), "ext4")?;
+    write(&mounted, "before").context("a file on the first image")?;
     dies(&a, &mut client)?;
     let (b, content) = image_b()?;
     let mut checks = Checks::default();
     refused(&b, FILESYSTEM, &mut checks)?;
-    let lost = mounted.write("meanwhile");
+    let lost = write(&mounted, "meanwhile");
     ensure!(lost.is_err(), "a write without a server succeeded");
     refused(&b, FILESYSTEM, &mut checks).context("a second time")?;
     // Its last writes have nowhere to go.
@@ -207,9 +178,9 @@ fn same_owner(context: &Context) -> Result<()> {
     let fds = [&first.1, &other.1, &again.1].map(AsRawFd::as_raw_fd);
     let mut client = Puppet::new(0, &fds)?;
     start(&mut client, &first.1, SIZE)?.context("the first time")?;
-    mkfs("/dev/nbd0")?;
-    let mounted = Mounted::new(context, &node(0))?;
-    mounted.write("before").context("a file")?;
+    mkfs_ext4("/dev/nbd0")?;
+    let mounted = Mounted::new(context, &node(0), "ext4")?;
+    write(&mounted, "before").context("a file")?;
     first.0.close();
     println!("NBD_DO_IT returned {:?}", client.finish()?);
 
@@ -219,9 +190,9 @@ fn same_owner(context: &Context) -> Result<()> {
 
     start(&mut client, &again.1, SIZE)?.context("again, with the same size")?;
     fs::write("/proc/sys/vm/drop_caches", "3")?;
-    let data = fs::read(mounted.0.join("before")).context("the file from before")?;
+    let data = fs::read(mounted.file("before")).context("the file from before")?;
     ensure!(data == FILE, "the file has changed");
-    mounted.write("after").context("a file after")?;
+    write(&mounted, "after").context("a file after")?;
     mounted.unmount()?;
     Device::open(0)?.ioctl(req::DISCONNECT, 0)?;
     client.finish()?.context("NBD_DO_IT")?;
@@ -332,11 +303,11 @@ fn loop_device(context: &Context) -> Result<()> {
     need(&["losetup", "mkfs.ext4"])?;
     let (a, mut client) = image_a()?;
     let device = Loop::new()?;
-    mkfs(&device.0)?;
-    let mounted = Mounted::new(context, Path::new(&device.0))?;
-    mounted.write("before").context("a file on the first image")?;
+    mkfs_ext4(&device.0)?;
+    let mounted = Mounted::new(context, Path::new(&device.0), "ext4")?;
+    write(&mounted, "before").context("a file on the first image")?;
     dies(&a, &mut client)?;
-    let lost = mounted.write("meanwhile");
+    let lost = write(&mounted, "meanwhile");
     ensure!(lost.is_err(), "a write without a server succeeded");
     mounted.unmount()?;
     drop(device);

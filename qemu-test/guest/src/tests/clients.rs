@@ -3,17 +3,17 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child as Process, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::Pid;
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 
 use super::{Context, Test, skip};
 use crate::device::{node, open_direct, read_direct, round_trip, wait_attached, wait_idle};
+use crate::mounted::Mounted;
 use crate::process::{have, run, wait_for};
 
 pub const TESTS: &[Test] = &[
@@ -263,31 +263,6 @@ fn alternating(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Unmounted when dropped, whatever happened.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn mount(context: &Context, kind: &str) -> Result<Mounted> {
-        let dir = context.scratch.join("mnt");
-        fs::create_dir_all(&dir)?;
-        mount(Some(&node(0)), &dir, Some(kind), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("mount {kind}"))?;
-        Ok(Mounted(dir))
-    }
-
-    fn unmount(self) -> Result<()> {
-        umount2(&self.0, MntFlags::empty()).context("umount")?;
-        std::mem::forget(self);
-        Ok(())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
-
 fn file_of(round: u64, number: u64) -> (String, Vec<u8>) {
     let seed = round * 100 + number;
     (format!("file-{round}-{number}"), random(seed, 20_000 * (number as usize + 1) + 7))
@@ -309,18 +284,18 @@ fn filesystem(context: &Context, kind: &str, size: u64) -> Result<()> {
         if round == 0 {
             run(&mkfs, &["-q", "/dev/nbd0"])?;
         }
-        let mounted = Mounted::mount(context, kind)?;
+        let mounted = Mounted::new(context, &node(0), kind)?;
         for earlier in 0..round {
             for number in 0..FILES {
                 let (name, data) = file_of(earlier, number);
                 let there =
-                    fs::read(mounted.0.join(&name)).with_context(|| format!("round {round}: {name}"))?;
+                    fs::read(mounted.file(&name)).with_context(|| format!("round {round}: {name}"))?;
                 ensure!(there == data, "{name} has changed by round {round}");
             }
         }
         for number in 0..FILES {
             let (name, data) = file_of(round, number);
-            fs::write(mounted.0.join(name), data)?;
+            fs::write(mounted.file(name), data)?;
         }
         mounted.unmount()?;
         match kind {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What is written is what is read: all request sizes, many tasks, several connections, pending signals.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -205,6 +205,17 @@ fn alarm_storm() -> Result<()> {
     Ok(())
 }
 
+/// Attaches by a socket of the test's own.
+fn attach_by(socket: OwnedFd) -> Result<Attachment> {
+    let device = Device::open(0)?;
+    device.ioctl(req::SET_SOCK, socket.as_raw_fd() as u64)?;
+    drop(socket);
+    device.ioctl(req::SET_SIZE, SIZE)?;
+    let attachment = Attachment::start(&device)?;
+    attachment.wait_running(SIZE)?;
+    Ok(attachment)
+}
+
 /// The driver's send buffer is small and the server slow, so that sends block half way, where a signal finds them.
 fn signals(context: &Context, transport: Transport) -> Result<()> {
     const LENGTH: usize = 4 << 20;
@@ -217,12 +228,7 @@ fn signals(context: &Context, transport: Transport) -> Result<()> {
     // TCP stalls for a delayed acknowledgement whenever a very small buffer is full.
     let send_buffer = if transport == Transport::Unix { 8192 } else { 128 << 10 };
     setsockopt(&socket, sockopt::SndBuf, &send_buffer)?;
-    let device = Device::open(0)?;
-    device.ioctl(req::SET_SOCK, socket.as_raw_fd() as u64)?;
-    drop(socket);
-    device.ioctl(req::SET_SIZE, SIZE)?;
-    let attachment = Attachment::start(&device)?;
-    attachment.wait_running(SIZE)?;
+    let attachment = attach_by(socket)?;
     let mut writer = fork_child(&[], move |ready| {
         let direct = open_direct("/dev/nbd0")?;
         alarm_storm()?;
@@ -257,12 +263,7 @@ fn big_request(_: &Context) -> Result<()> {
     // The socket's buffer is the usual one: the request is hundreds of times larger.
     let (client, theirs) = UnixStream::pair()?;
     server.serve_unix(theirs)?;
-    let device = Device::open(0)?;
-    device.ioctl(req::SET_SOCK, client.as_raw_fd() as u64)?;
-    drop(client);
-    device.ioctl(req::SET_SIZE, SIZE)?;
-    let attachment = Attachment::start(&device)?;
-    attachment.wait_running(SIZE)?;
+    let attachment = attach_by(client.into())?;
     std::fs::write(device::sysfs_path(0, "queue/max_sectors_kb"), "32768")?;
     let direct = open_direct("/dev/nbd0")?;
     let data = random(5, LENGTH);

@@ -217,6 +217,17 @@ fn requests(_: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Offsets, and the byte that the 4 KiB there are full of.
+fn reads_as(table: &[(u64, u8)]) -> Result<()> {
+    let direct = open_direct("/dev/nbd0")?;
+    let mut checks = Checks::default();
+    for (offset, want) in table {
+        let data = read_direct(&direct, *offset, 4096)?;
+        checks.that(&format!("data at {offset}"), data.iter().all(|byte| byte == want));
+    }
+    checks.done()
+}
+
 fn trim(_: &Context) -> Result<()> {
     let server = server()?;
     server.export().write(0, &vec![0x77; SIZE as usize])?;
@@ -227,14 +238,7 @@ fn trim(_: &Context) -> Result<()> {
         let shapes: Vec<_> = server.seen().iter().map(shape).collect();
         let wanted = [(Command::Trim, 0, 1 << 20, 3 << 20), (Command::Trim, 0, SIZE - 512, 512)];
         ensure!(shapes == wanted, "the server saw {shapes:?}");
-        let direct = open_direct("/dev/nbd0")?;
-        let mut checks = Checks::default();
-        for (offset, want) in [((1 << 20) - 4096, 0x77), (1 << 20, 0), ((4 << 20) - 4096, 0), (4 << 20, 0x77)]
-        {
-            let data = read_direct(&direct, offset, 4096)?;
-            checks.that(&format!("data at {offset}"), data.iter().all(|byte| *byte == want));
-        }
-        checks.done()
+        reads_as(&[((1 << 20) - 4096, 0x77), (1 << 20, 0), ((4 << 20) - 4096, 0), (4 << 20, 0x77)])
     })
 }
 
@@ -255,13 +259,7 @@ fn zeroes(_: &Context) -> Result<()> {
             (Command::WriteZeroes, 0, 4 << 20, 2 << 20),
         ];
         ensure!(shapes == wanted, "the server saw {shapes:?}");
-        let direct = open_direct("/dev/nbd0")?;
-        let mut checks = Checks::default();
-        for (offset, want) in [(0, 0), (65536, 0x77), (2 << 20, 0x77), (5 << 20, 0), (6 << 20, 0x77)] {
-            let data = read_direct(&direct, offset, 4096)?;
-            checks.that(&format!("data at {offset}"), data.iter().all(|byte| *byte == want));
-        }
-        checks.done()
+        reads_as(&[(0, 0), (65536, 0x77), (2 << 20, 0x77), (5 << 20, 0), (6 << 20, 0x77)])
     })
 }
 

@@ -12,12 +12,12 @@ use nix::errno::Errno;
 
 use super::teardown::EBUSY_FOR_EVER;
 use super::{Checks, Context, Test, skip};
-use crate::attach::attaches_again;
+use crate::attach::{attaches_again, set_up_and_die};
 use crate::device::{
     Device, attached, capacity, flag, node, open_direct, req, round_trip, wait_attached, wait_idle,
 };
 use crate::kmsg::Log;
-use crate::process::{fork_child, hold_open, wait_for};
+use crate::process::{hold_open, wait_for};
 use crate::puppet::{Answer, Puppet};
 use crate::server::{Command, Export, Server, Transport};
 
@@ -86,18 +86,7 @@ fn dead_setter(listener: Option<&TcpListener>) -> Result<OwnedFd> {
             (ours.into(), theirs.into())
         }
     };
-    let fd = ours.as_raw_fd();
-    let mut setter = fork_child(&[fd], |ready| {
-        let device = Device::open(0)?;
-        let socket = device.ioctl(req::SET_SOCK, fd as u64);
-        let size = device.ioctl(req::SET_SIZE, SIZE);
-        ready.tell(&format!("{socket:?} {size:?}"))?;
-        loop {
-            nix::unistd::pause();
-        }
-    })?;
-    setter.next_line()?;
-    setter.kill()?;
+    set_up_and_die(ours)?;
     Ok(theirs)
 }
 

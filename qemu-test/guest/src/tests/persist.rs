@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 
 use super::clients::QemuNbd;
@@ -18,6 +17,7 @@ use super::{Context, Test, skip};
 use crate::device::{
     attached, capacity, node, open_direct, read_direct, round_trip, sysfs, wait_attached, wait_idle,
 };
+use crate::mounted::{Mounted, mkfs_ext4};
 use crate::process::{PATIENCE, have, run, wait_for, wait_for_within};
 
 pub const TESTS: &[Test] = &[
@@ -91,15 +91,6 @@ fn image(context: &Context) -> Result<String> {
     Ok(path)
 }
 
-/// Unmounted when dropped.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
-
 fn restarts(context: &Context) -> Result<()> {
     if !have("mkfs.ext4") {
         return skip("there is no mkfs.ext4");
@@ -108,14 +99,11 @@ fn restarts(context: &Context) -> Result<()> {
     let socket = context.scratch_file("socket");
     let mut server = QemuNbd::listen(Path::new(&socket), &image, 4)?;
     let mut client = Client::start(context, &socket, &[])?;
-    let calm = "lazy_itable_init=0,lazy_journal_init=0";
-    run("mkfs.ext4", &["-q", "-E", calm, "/dev/nbd0"])?;
-    let mounted = Mounted(context.scratch.join("mnt"));
-    fs::create_dir_all(&mounted.0)?;
-    mount(Some(&node(0)), &mounted.0, Some("ext4"), MsFlags::empty(), None::<&str>)?;
+    mkfs_ext4("/dev/nbd0")?;
+    let mounted = Mounted::new(context, &node(0), "ext4")?;
     let content = |round: usize| vec![round as u8 + 1; 60_000];
     for round in 0..context.rounds(20, 3) {
-        let mut file = fs::File::create(mounted.0.join(format!("file-{round}")))?;
+        let mut file = fs::File::create(mounted.file(format!("file-{round}")))?;
         file.write_all(&content(round))?;
         file.sync_all().with_context(|| format!("round {round}: a file"))?;
         // All is written, and nothing is asked of the server while there is none.
@@ -137,12 +125,12 @@ fn restarts(context: &Context) -> Result<()> {
         // Not what the page cache still has, but what the image has.
         fs::write("/proc/sys/vm/drop_caches", "3")?;
         for earlier in 0..=round {
-            let data = fs::read(mounted.0.join(format!("file-{earlier}")))
+            let data = fs::read(mounted.file(format!("file-{earlier}")))
                 .with_context(|| format!("round {round}: file {earlier}"))?;
             ensure!(data == content(earlier), "round {round}: file {earlier} has changed");
         }
     }
-    umount2(&mounted.0, MntFlags::empty()).context("umount")?;
+    mounted.unmount()?;
     run("e2fsck", &["-f", "-n", "/dev/nbd0"])?;
     run("nbd-client", &["-nonetlink", "-d", "/dev/nbd0"])?;
     wait_idle(0)

@@ -8,11 +8,11 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 
 use super::{Context, Test};
-use crate::attach::{Attachment, Setup, attaches_again, with_attached};
+use crate::attach::{Attachment, Setup, attaches_again, set_up_and_die, with_attached};
 use crate::blocked::{Blocked, silent_server};
 use crate::device::{Device, capacity, node, open_direct, read_direct, req, round_trip, wait_idle};
 use crate::modules::Driver;
-use crate::process::{fork_child, hold_open, wait_for};
+use crate::process::{hold_open, wait_for};
 use crate::server::{Action, Command, Export, Server, Transport};
 
 pub const EBUSY_FOR_EVER: &str = "EBUSY for ever: the dead owner's config lives as long as any opener";
@@ -128,22 +128,10 @@ fn client_killed_holder(_: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A process that does all of the setup and dies before NBD_DO_IT. Returns the server's side of it.
+/// A client that dies between setup and NBD_DO_IT. Returns the server's side of it.
 fn dead_setter() -> Result<Server> {
     let server = server()?;
-    let socket = server.connect(Transport::Unix)?;
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
-    let mut setter = fork_child(&[fd], move |ready| {
-        let device = Device::open(0)?;
-        let set = device.ioctl(req::SET_SOCK, fd as u64);
-        let size = device.ioctl(req::SET_SIZE, 1 << 20);
-        ready.tell(&format!("{set:?} {size:?}"))?;
-        loop {
-            nix::unistd::pause();
-        }
-    })?;
-    setter.next_line()?;
-    setter.kill()?;
+    set_up_and_die(server.connect(Transport::Unix)?)?;
     Ok(server)
 }
 

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What no kernel should say. The harness looks for it on the console, and the tests in the kernel's log.
+
+/// Starts of reports. Debug options of the kernel that are not mentioned by name print one of the general ones.
+pub const REPORTS: [&str; 30] = [
+    "WARNING: ",
+    "BUG: ",
+    "kernel BUG at",
+    "Oops",
+    "general protection fault",
+    "Unable to handle kernel",
+    "Kernel panic",
+    "KASAN: ",
+    "KFENCE: ",
+    "KCSAN: ",
+    "UBSAN: ",
+    "INFO: task ",
+    "blocked for more than",
+    "INFO: rcu",
+    "rcu: INFO: ",
+    "soft lockup",
+    "hard LOCKUP",
+    "INFO: possible ",
+    "possible circular locking",
+    "possible recursive locking",
+    "inconsistent lock state",
+    "INFO: trying to register non-static key",
+    "scheduling while atomic",
+    "sleeping function called from invalid context",
+    "refcount_t: ",
+    "possibly leaking",
+    "sysfs: cannot create duplicate",
+    "list_add corruption",
+    "list_del corruption",
+    "DEBUG_LOCKS_WARN_ON",
+];
