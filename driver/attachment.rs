@@ -5,6 +5,7 @@
 use super::{
     connection::{Connection, ConnectionRef, Death},
     device::{Device, RequestWord, Trouble},
+    netlink,
     owner::Setup,
 };
 use crate::{
@@ -147,6 +148,7 @@ impl Attachment {
                 index: connection.route.connection,
                 death,
             });
+            netlink::link_dead(connection.disk().data().index);
             dev_warn!(
                 connection.disk().device(),
                 "connection {}: {death}; {left} of {} left\n",

@@ -11,9 +11,10 @@ mod status;
 use super::module::{Devices, Module};
 use crate::{
     abstractions::net::genetlink::{
-        Declaration, Family, MulticastGroup, OperationEntry, Registration,
+        attribute_size, Declaration, Family, MulticastGroup, OperationEntry, PutAttributes,
+        Registration,
     },
-    protocol::netlink::{FAMILY_NAME, FAMILY_VERSION, MULTICAST_GROUP},
+    protocol::netlink::{attribute, command, FAMILY_NAME, FAMILY_VERSION, MULTICAST_GROUP},
 };
 use kernel::{module::this_module, prelude::*, sync::Arc};
 
@@ -34,7 +35,7 @@ static FAMILY: Family<Arc<Devices>> = Family::new(Declaration {
 });
 
 /// All commands that nbd.ko has are older than strict validation.
-const FIRST_STRICT_COMMAND: u8 = crate::protocol::netlink::command::STATUS + 1;
+const FIRST_STRICT_COMMAND: u8 = command::STATUS + 1;
 
 static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(MULTICAST_GROUP)];
 
@@ -47,4 +48,16 @@ pub(super) fn register(devices: Arc<Devices>) -> Result<Registration<Arc<Devices
             "cannot register the generic netlink family nbd ({error:?}): is there one already?\n"
         );
     })
+}
+
+/// Tells those who listen that a connection of a device is dead. Sleeps, but waits for nobody.
+pub(super) fn link_dead(device: u32) {
+    let tell = || {
+        let mut message =
+            FAMILY.new_notification(command::LINK_DEAD, attribute_size(size_of::<u32>()))?;
+        message.put_u32(attribute::INDEX, device)?;
+        FAMILY.multicast(0, message)
+    };
+    // A listener whose socket is full is told that by the C side; without memory nothing is said.
+    let _: Result = tell();
 }

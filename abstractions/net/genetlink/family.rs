@@ -5,6 +5,7 @@
 //! C header: [`include/net/genetlink.h`](srctree/include/net/genetlink.h)
 
 use super::{Info, Message, MulticastGroup, Policy};
+use crate::bindings as extra;
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -14,6 +15,9 @@ use kernel::{
     sync::atomic::{Acquire, Atomic, Full},
     types::{ForeignOwnable, Opaque},
 };
+
+/// How notifications are allocated: they may be about I/O, and sent where none can be waited for.
+const NOTIFICATION_GFP: bindings::gfp_t = extra::GFP_NOIO;
 
 /// How closely attributes are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,7 +281,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
     /// [`attribute_size`](super::attribute_size). Sleeps.
     pub(crate) fn new_notification(&self, command: u8, payload: usize) -> Result<Message> {
         // SAFETY: The family is valid.
-        unsafe { Message::new(self.as_raw(), 0, 0, command, payload) }
+        unsafe { Message::new(self.as_raw(), 0, 0, command, payload, NOTIFICATION_GFP) }
     }
 
     /// Whether anybody in the initial network namespace listens to a group, which is given by its
@@ -294,7 +298,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
     }
 
     /// Sends `message` to those in the initial network namespace who listen to a group, if there
-    /// are any. Sleeps, but does not wait for them.
+    /// are any. Sleeps, but does not wait for them, nor for I/O.
     ///
     /// To be of use, the family must be registered, and stay so for the call.
     ///
@@ -311,7 +315,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
                 message.finish(),
                 0,
                 group.into(),
-                bindings::GFP_KERNEL,
+                NOTIFICATION_GFP,
             )
         });
         match result {

@@ -118,6 +118,7 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
                 sequence,
                 self.command(),
                 payload,
+                bindings::GFP_KERNEL,
             )
         }
     }

@@ -42,12 +42,13 @@ impl Message {
         sequence: u32,
         command: u8,
         payload: usize,
+        gfp: bindings::gfp_t,
     ) -> Result<Self> {
         if payload > MAX_MESSAGE {
             return Err(EMSGSIZE);
         }
         // SAFETY: Any size may be asked for.
-        let skb = unsafe { bindings::genlmsg_new(payload, bindings::GFP_KERNEL) };
+        let skb = unsafe { bindings::genlmsg_new(payload, gfp) };
         let skb = NonNull::new(skb).ok_or(ENOMEM)?;
         // SAFETY: The buffer is new; the family is valid by the safety requirement.
         let header =
