@@ -9,6 +9,7 @@ mod kmsg;
 mod ktap;
 mod modules;
 mod mounted;
+mod netlink;
 mod process;
 mod puppet;
 mod runner;

@@ -10,6 +10,7 @@ mod errors;
 mod flags;
 mod ioctl;
 mod module;
+mod netlink;
 mod own;
 mod params;
 mod persist;
@@ -118,6 +119,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         race::TESTS,
     ]
     .into_iter()
+    .chain(netlink::TESTS)
     .flatten()
 }
 

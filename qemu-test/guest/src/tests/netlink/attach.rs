@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+//! CONNECT and DISCONNECT, and what is told of connections that die.
+
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{connected, found, ok};
+use crate::attach::{Setup, with_attached};
+use crate::device::{flag, open_direct, round_trip, wait_idle};
+use crate::netlink::{Client, Listener, Message, attr, attr_u32, attr_u64, command, to_bytes};
+use crate::process::PATIENCE;
+use crate::server::{Export, Server, Transport};
+use crate::tests::{Context, Test, skip};
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "netlink.link_dead",
+        "a connection that dies is told to the group, a disconnect is not",
+        link_dead,
+    ),
+    Test::new("netlink.connect", "CONNECT attaches, DISCONNECT detaches", connect),
+];
+
+fn link_dead(_: &Context) -> Result<()> {
+    let listener = Listener::open()?;
+    let server = Server::new(Export::memory(1 << 20)?);
+    let dead = Some(Message { command: command::LINK_DEAD, payload: to_bytes(&[attr_u32(attr::INDEX, 0)]) });
+    with_attached(&server, Setup::for_server(&server).connections(2), |_| {
+        server.close_one(0);
+        let first = listener.next(PATIENCE)?;
+        ensure!(first == dead, "when a connection died the group was told {first:?}");
+        round_trip(&open_direct("/dev/nbd0")?, 0, &[1; 4096])
+    })?;
+    // Attached and detached once more, so that a late word about the disconnect would have come.
+    let setup = Setup::for_server(&server);
+    with_attached(&server, setup, |_| round_trip(&open_direct("/dev/nbd0")?, 0, &[2; 4096]))?;
+    let more = listener.next(Duration::from_millis(500))?;
+    ensure!(more.is_none(), "after a disconnect the group was told {more:?}");
+    Ok(())
+}
+
+fn connect(_: &Context) -> Result<()> {
+    let family = found()?;
+    if !family.has(command::CONNECT) {
+        return skip("the driver has no CONNECT");
+    }
+    let client = Client::of(&family)?;
+    let server = Server::new(Export::memory(1 << 20)?);
+    let flags = attr_u64(attr::SERVER_FLAGS, flag::HAS_FLAGS | flag::CAN_MULTI_CONN);
+    for want in [Some(1), None] {
+        let sockets = [server.connect(Transport::Unix)?, server.connect(Transport::Unix)?];
+        let fds = sockets.each_ref().map(AsRawFd::as_raw_fd);
+        let index = ok(client.connect(want, 1 << 20, &fds, &[flags.clone()])?)?;
+        drop(sockets);
+        ensure!(want.is_none_or(|want| want == index), "device {index} was attached");
+        ensure!(connected(&client, index)?, "device {index} is not connected");
+        round_trip(&open_direct(format!("/dev/nbd{index}"))?, 0, &[3; 65536])?;
+        let unchanged = ok(client.reconfigure(index, &[], &[])?)?;
+        println!("RECONFIGURE was answered with {unchanged:?}");
+        ok(client.disconnect(index)?)?;
+        wait_idle(index)?;
+        server.wait_closed()?;
+    }
+    Ok(())
+}
