@@ -3,7 +3,7 @@
 # (What Kbuild builds is in Kbuild.)
 
 .DEFAULT_GOAL := module
-.PHONY: module demo test quick shell paths host-test check fmt fmt-check clippy doc clean prune distclean selftest help
+.PHONY: module demo test quick shell paths host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
 
 module: ## build rnbd.ko for the stock kernel; KDIR=DIR: for the kernel with that build directory
 	@toolchain/module "$(KDIR)"
@@ -25,6 +25,9 @@ paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root ar
 
 host-test: ## run the tests that need no kernel
 	@toolchain/host-test
+
+miri: ## run the tests of protocol/ under miri, with a nightly toolchain of rustup's
+	@toolchain/miri
 
 selftest: ## provoke each kind of failure in a machine, and see that the harness tells it
 	@toolchain/qemu selftest
