@@ -50,8 +50,18 @@ pub mod attribute {
     pub const DEVICE_LIST: u16 = 9;
     /// String: which backend it is, for the next one to be compared with.
     pub const BACKEND_IDENTIFIER: u16 = 10;
-    /// The highest of them.
-    pub const MAX: u16 = 10;
+
+    // rnbd's own, far above those that nbd.ko has, which ignores them.
+
+    /// Flag, in a [`RECONFIGURE`](super::command::RECONFIGURE): sockets are not for dead connections
+    /// alone. When these have got theirs, live ones get the rest.
+    pub const HANDOVER: u16 = 64;
+    /// `u32`, in the reply to that: how many of the offered sockets were taken.
+    pub const SOCKETS_TAKEN: u16 = 65;
+    /// `u32`, in the reply to that: how many were not, for want of a connection to put them.
+    pub const SOCKETS_LEFT: u16 = 66;
+    /// The highest of all.
+    pub const MAX: u16 = 66;
 }
 
 /// Attributes in [`SOCKETS`](attribute::SOCKETS) (`NBD_SOCK_*`).

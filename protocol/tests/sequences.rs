@@ -3,7 +3,6 @@
 //! Long random sequences of calls, against a plain model of the rules (invariants G1 to G4).
 
 mod plain;
-#[allow(dead_code, reason = "shared with setup.rs, which uses all of it")]
 mod world;
 
 use plain::{Answer, Plain, Setting};
@@ -260,6 +259,8 @@ impl Room {
         prop_assert_eq!(owner, self.plain.owner());
         let (name, held, config) = match self.life.phase() {
             Phase::Idle => ("idle", vec![], None),
+            // Only what netlink attached can take its device with it: `netlink.rs`.
+            Phase::Gone => ("gone", vec![], None),
             Phase::Setup(setup) => {
                 prop_assert_eq!(setup.connections.count(), setup.connections.0.len());
                 ("setup", setup.connections.0.clone(), Some(setup.config))

@@ -2,6 +2,9 @@
 
 //! Processes and connections to tell a device's life in, without a kernel.
 
+// Each file of tests uses a part of it.
+#![allow(dead_code)]
+
 use rnbd_protocol::{
     geometry::ExportSize,
     setup::{Configured, Connections, DiskUse, Failure, Kinds, Lifecycle, Owner, Setup},

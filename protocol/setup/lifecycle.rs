@@ -1,185 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Phases, owner and connections of a device: the setup state machine (invariants G1 to G3).
-//!
-//! A generation is one attachment of the device to a server. Its phase carries its data, so that
-//! no phase can hold what it has no business with: there is no socket array but inside [`Setup`],
-//! no attachment but inside [`Phase::Running`] and [`Phase::Draining`].
-//!
-//! ```text
-//!          configure, add              start                 retire
-//!   Idle ────────────────▶ Setup ─────────────────▶ Running ────────▶ Draining
-//!    ▲                      │  ▲│                                        │
-//!    │        retire        │  └┘ orphan replaced: next generation       │ drained
-//!    └──────────────────────┴────────────────────────────────────────────┘
-//! ```
-//!
-//! The driver keeps a [`Lifecycle`] inside the setup lock; that every method takes `&mut self` is
-//! the proof that the lock is held. What a transition displaces is handed to the caller, to be
-//! shut down and dropped where that may sleep.
+//! The transitions from phase to phase.
 
-use core::ffi::CStr;
-
+use super::super::{flags::TransmissionFlags, geometry::ExportSize, request::Route};
 use super::{
-    flags::TransmissionFlags,
-    geometry::{BlockSize, ExportSize},
-    request::Route,
+    Config, Configured, Connected, Connections, DiskUse, EndReason, Failure, Interface, Kinds,
+    Owner, Phase, Refusal, Retired, Setup,
 };
-
-/// A process that sets a device up.
-pub trait Owner: PartialEq {
-    /// Whether any thread of the process still runs.
-    fn is_alive(&self) -> bool;
-
-    /// Whether the process is the parent of the one that asks.
-    fn is_parent_of_caller(&self) -> bool;
-}
-
-/// The connections that a setup collects.
-pub trait Connections: Default {
-    /// How many there are.
-    fn count(&self) -> usize;
-}
-
-/// The types that a device's life is told in.
-pub trait Kinds {
-    /// Who sets up.
-    type Owner: Owner;
-    /// What [`Setup`] collects.
-    type Connections: Connections;
-    /// A started generation, shared with those that do its I/O.
-    type Attachment: Clone;
-}
-
-/// What user space says of an export before, and at times while, it is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Size of the export.
-    pub size: ExportSize,
-    /// Logical and physical block size.
-    pub block_size: BlockSize,
-    /// What the export can do.
-    pub flags: TransmissionFlags,
-    /// Longest a request may take, in seconds; 0 for no bound.
-    pub timeout: u32,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            size: ExportSize::default(),
-            block_size: BlockSize::DEFAULT,
-            flags: TransmissionFlags::default(),
-            timeout: 0,
-        }
-    }
-}
-
-/// A generation that is being set up.
-pub struct Setup<K: Kinds> {
-    /// Who sets up, and nobody else while it lives.
-    pub owner: K::Owner,
-    /// What was said of the export so far.
-    pub config: Config,
-    /// What was added so far.
-    pub connections: K::Connections,
-}
-
-impl<K: Kinds> Setup<K> {
-    fn new(owner: K::Owner) -> Self {
-        Self {
-            owner,
-            config: Config::default(),
-            connections: K::Connections::default(),
-        }
-    }
-}
-
-/// Why a generation ended; the first reason stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndReason {
-    /// `NBD_DISCONNECT`.
-    Disconnected,
-    /// `NBD_CLEAR_SOCK`.
-    Cleared,
-    /// The last connection died.
-    ConnectionsLost,
-    /// A request was not answered in time on the last connection.
-    TimedOut,
-    /// The task in `NBD_DO_IT` got a signal.
-    Interrupted,
-    /// It could not be started.
-    StartFailed,
-}
-
-/// Where a generation stands. See the [module](self).
-pub enum Phase<K: Kinds> {
-    /// There is none.
-    Idle,
-    /// It is being set up.
-    Setup(Setup<K>),
-    /// It serves requests.
-    Running {
-        /// Who started it.
-        owner: K::Owner,
-        /// What is known of the export now.
-        config: Config,
-        /// What serves.
-        attachment: K::Attachment,
-    },
-    /// It has ended, and its last requests and sockets are being released.
-    Draining {
-        /// Who started it.
-        owner: K::Owner,
-        /// How large its export was.
-        size: ExportSize,
-        /// What served.
-        attachment: K::Attachment,
-        /// Why it ended.
-        reason: EndReason,
-    },
-}
-
-impl<K: Kinds> Phase<K> {
-    /// The phase's name, as sysfs and the tracepoint give it.
-    pub fn name(&self) -> &'static CStr {
-        match self {
-            Self::Idle => c"idle",
-            Self::Setup(_) => c"setup",
-            Self::Running { .. } => c"running",
-            Self::Draining { .. } => c"draining",
-        }
-    }
-}
-
-/// Why a request to change a device's setup is refused. Nothing was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Another process, which lives, sets the device up.
-    Owned,
-    /// The device is attached.
-    Running,
-    /// The last generation is not gone yet: wait, and ask again.
-    Draining,
-    /// No connection was added.
-    NoConnection,
-    /// Several connections, to a server that does not say it can have them.
-    NotMultiConn,
-    /// More connections than a generation can have.
-    TooManyConnections,
-    /// Somebody uses the disk exclusively, and what he uses may not become another export.
-    Held,
-}
-
-/// Whether somebody uses the disk exclusively: a mounted filesystem, say, of the last generation
-/// (invariant G4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskUse {
-    /// Nobody does.
-    Shared,
-    /// Somebody does.
-    Exclusive,
-}
 
 /// What is remembered of the last generation that ran.
 struct Last<K: Kinds> {
@@ -189,44 +16,31 @@ struct Last<K: Kinds> {
     clear_due: bool,
 }
 
-/// A [`Refusal`], or what the caller's own step failed with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure<E> {
-    /// The state machine refuses.
-    Refused(Refusal),
-    /// The step did not work.
-    Step(E),
-}
-
-impl<E> From<Refusal> for Failure<E> {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+impl Interface {
+    /// Why an ioctl cannot set up a device that is attached by this interface.
+    fn in_use(self) -> Refusal {
+        match self {
+            Self::Ioctl => Refusal::Running,
+            Self::Netlink => Refusal::Netlink,
+        }
     }
 }
 
-/// What [`Lifecycle::configure`] changed.
-#[must_use]
-pub enum Configured<K: Kinds> {
-    /// A setup. If it took an orphan's place, the orphan's connections are here, to be disposed of.
-    Setup(Option<K::Connections>),
-    /// A running generation: its disk is to be told.
-    Live(K::Attachment),
+impl<K: Kinds> Setup<K> {
+    /// Whether it has the connections that a generation needs, and no more than the export allows.
+    fn may_start(&self) -> Result<(), Refusal> {
+        let multi_conn = TransmissionFlags::CAN_MULTI_CONN;
+        match self.connections.count() {
+            0 => Err(Refusal::NoConnection),
+            1 => Ok(()),
+            count if count > Route::MAX_CONNECTIONS => Err(Refusal::TooManyConnections),
+            _ if self.config.flags.contains(multi_conn) => Ok(()),
+            _ => Err(Refusal::NotMultiConn),
+        }
+    }
 }
 
-/// What [`Lifecycle::retire`] ended.
-#[must_use]
-pub enum Retired<K: Kinds> {
-    /// Nothing: the device was idle.
-    Nothing,
-    /// A setup: its connections, to be disposed of.
-    Setup(K::Connections),
-    /// A running generation, which now drains: to be stopped.
-    Stopped(K::Attachment),
-    /// Nothing: it drains already.
-    AlreadyDraining(K::Attachment),
-}
-
-/// The life of one device. See the [module](self).
+/// The life of one device. See the [module](super).
 pub struct Lifecycle<K: Kinds> {
     generation: u64,
     phase: Phase<K>,
@@ -257,7 +71,7 @@ impl<K: Kinds> Lifecycle<K> {
     /// Who owns that generation.
     pub fn owner(&self) -> Option<&K::Owner> {
         match &self.phase {
-            Phase::Idle => None,
+            Phase::Idle | Phase::Gone => None,
             Phase::Setup(setup) => Some(&setup.owner),
             Phase::Running { owner, .. } | Phase::Draining { owner, .. } => Some(owner),
         }
@@ -271,8 +85,9 @@ impl<K: Kinds> Lifecycle<K> {
         caller: K::Owner,
     ) -> Result<(&mut Setup<K>, Option<K::Connections>), Refusal> {
         let fresh = match &self.phase {
-            Phase::Running { .. } => return Err(Refusal::Running),
+            Phase::Running { interface, .. } => return Err(interface.in_use()),
             Phase::Draining { .. } => return Err(Refusal::Draining),
+            Phase::Gone => return Err(Refusal::Gone),
             Phase::Idle => true,
             Phase::Setup(setup) if setup.owner == caller => false,
             Phase::Setup(setup) if setup.owner.is_alive() => return Err(Refusal::Owned),
@@ -302,8 +117,9 @@ impl<K: Kinds> Lifecycle<K> {
             Phase::Idle | Phase::Setup(_) if disk == DiskUse::Exclusive && !returns => {
                 Err(Refusal::Held)
             }
-            Phase::Running { .. } => Err(Refusal::Running),
+            Phase::Running { interface, .. } => Err(interface.in_use()),
             Phase::Draining { .. } => Err(Refusal::Draining),
+            Phase::Gone => Err(Refusal::Gone),
             Phase::Setup(setup) if setup.owner != *caller && setup.owner.is_alive() => {
                 Err(Refusal::Owned)
             }
@@ -353,6 +169,7 @@ impl<K: Kinds> Lifecycle<K> {
         caller: K::Owner,
         change: impl FnOnce(&mut Config) -> Result<(), E>,
     ) -> Result<Configured<K>, Failure<E>> {
+        self.may_ioctl()?;
         if let Phase::Running {
             config, attachment, ..
         } = &mut self.phase
@@ -366,6 +183,7 @@ impl<K: Kinds> Lifecycle<K> {
             Phase::Setup(setup) if setup.owner == caller => setup.config,
             Phase::Setup(setup) if setup.owner.is_alive() => return Err(Refusal::Owned.into()),
             Phase::Draining { .. } => return Err(Refusal::Draining.into()),
+            Phase::Gone => return Err(Refusal::Gone.into()),
             _ => Config::default(),
         };
         change(&mut changed).map_err(Failure::Step)?;
@@ -390,8 +208,9 @@ impl<K: Kinds> Lifecycle<K> {
         let generation = self.generation;
         let setup = match &mut self.phase {
             Phase::Idle => return Err(Refusal::NoConnection.into()),
-            Phase::Running { .. } => return Err(Refusal::Running.into()),
+            Phase::Running { interface, .. } => return Err(interface.in_use().into()),
             Phase::Draining { .. } => return Err(Refusal::Draining.into()),
+            Phase::Gone => return Err(Refusal::Gone.into()),
             Phase::Setup(setup) => setup,
         };
         let may =
@@ -399,15 +218,7 @@ impl<K: Kinds> Lifecycle<K> {
         if !may {
             return Err(Refusal::Owned.into());
         }
-        match setup.connections.count() {
-            0 => return Err(Refusal::NoConnection.into()),
-            1 => {}
-            _ if setup
-                .config
-                .flags
-                .contains(TransmissionFlags::CAN_MULTI_CONN) => {}
-            _ => return Err(Refusal::NotMultiConn.into()),
-        }
+        setup.may_start()?;
         let returns = self
             .last
             .as_ref()
@@ -418,10 +229,86 @@ impl<K: Kinds> Lifecycle<K> {
         let attachment = attach(generation, setup).map_err(Failure::Step)?;
         self.phase = Phase::Running {
             owner: caller,
+            interface: Interface::Ioctl,
             config: setup.config,
             attachment: attachment.clone(),
         };
         Ok(attachment)
+    }
+
+    /// Sets up and starts a generation in one step (`NBD_CMD_CONNECT`).
+    ///
+    /// Its owner is `setup`'s. It takes the place of nothing but an orphan. `attach` is as for
+    /// [`Lifecycle::start`]. If the generation is refused `setup` comes back, to be disposed of.
+    pub fn connect<E>(
+        &mut self,
+        mut setup: Setup<K>,
+        disk: DiskUse,
+        attach: impl FnOnce(u64, &mut Setup<K>) -> Result<K::Attachment, E>,
+    ) -> Result<Connected<K>, (Failure<E>, Setup<K>)> {
+        let may = match &self.phase {
+            Phase::Running { .. } => Err(Refusal::Running),
+            Phase::Draining { .. } => Err(Refusal::Draining),
+            Phase::Gone => Err(Refusal::Gone),
+            Phase::Setup(theirs) if theirs.owner.is_alive() => Err(Refusal::Owned),
+            _ if disk == DiskUse::Exclusive => Err(Refusal::Held),
+            Phase::Idle | Phase::Setup(_) => setup.may_start(),
+        };
+        if let Err(refusal) = may {
+            return Err((refusal.into(), setup));
+        }
+        let generation = self.generation.wrapping_add(1);
+        let attachment = match attach(generation, &mut setup) {
+            Ok(attachment) => attachment,
+            Err(error) => return Err((Failure::Step(error), setup)),
+        };
+        self.generation = generation;
+        let started = Phase::Running {
+            owner: setup.owner,
+            interface: Interface::Netlink,
+            config: setup.config,
+            attachment: attachment.clone(),
+        };
+        let replaced = match core::mem::replace(&mut self.phase, started) {
+            Phase::Setup(orphan) => Some(orphan.connections),
+            _ => None,
+        };
+        Ok(Connected {
+            attachment,
+            replaced,
+        })
+    }
+
+    /// Whether the device's state lets ioctls change it, but for those that end a generation.
+    pub fn may_ioctl(&self) -> Result<(), Refusal> {
+        match &self.phase {
+            Phase::Running {
+                interface: Interface::Netlink,
+                ..
+            } => Err(Refusal::Netlink),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets `change` alter what is known of a generation that was started by netlink, and is at
+    /// work (`NBD_CMD_RECONFIGURE`). An error of `change` leaves everything as it was.
+    pub fn reconfigure<E>(
+        &mut self,
+        change: impl FnOnce(&mut Config) -> Result<(), E>,
+    ) -> Result<(), Failure<E>> {
+        match &mut self.phase {
+            Phase::Running {
+                interface: Interface::Netlink,
+                config,
+                ..
+            } => {
+                let mut changed = *config;
+                change(&mut changed).map_err(Failure::Step)?;
+                *config = changed;
+                Ok(())
+            }
+            _ => Err(Refusal::NotNetlink.into()),
+        }
     }
 
     /// Ends the generation, as [`Lifecycle::retire`] does, at the wish of `caller`
@@ -454,15 +341,20 @@ impl<K: Kinds> Lifecycle<K> {
     pub fn retire(&mut self, reason: EndReason) -> Retired<K> {
         match core::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Idle => Retired::Nothing,
+            Phase::Gone => {
+                self.phase = Phase::Gone;
+                Retired::Nothing
+            }
             Phase::Setup(setup) => Retired::Setup(setup.connections),
             Phase::Running {
                 owner,
                 config,
                 attachment,
+                ..
             } => {
                 self.phase = Phase::Draining {
                     owner,
-                    size: config.size,
+                    config,
                     attachment: attachment.clone(),
                     reason,
                 };
@@ -470,13 +362,13 @@ impl<K: Kinds> Lifecycle<K> {
             }
             Phase::Draining {
                 owner,
-                size,
+                config,
                 attachment,
                 reason,
             } => {
                 self.phase = Phase::Draining {
                     owner,
-                    size,
+                    config,
                     attachment: attachment.clone(),
                     reason,
                 };
@@ -496,18 +388,22 @@ impl<K: Kinds> Lifecycle<K> {
         }
     }
 
-    /// The generation has drained: the device is idle. Returns why it had ended.
+    /// The generation has drained: the device is idle, or gone if it was to go with it. Returns why
+    /// the generation had ended.
     pub fn drained(&mut self) -> Option<EndReason> {
         match core::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Draining {
                 owner,
-                size,
+                config,
                 reason,
                 ..
             } => {
+                if config.destroy_on_disconnect {
+                    self.phase = Phase::Gone;
+                }
                 self.last = Some(Last {
                     owner,
-                    size,
+                    size: config.size,
                     clear_due: true,
                 });
                 Some(reason)
