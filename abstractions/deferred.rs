@@ -4,6 +4,7 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
+use super::workqueue::Workqueue;
 use core::ops::Deref;
 use kernel::{
     bindings, impl_has_work, new_work,
@@ -57,6 +58,11 @@ impl<T: Later> Deferred<T> {
     pub(crate) fn schedule(this: &Arc<Self>) {
         // An error tells that it is scheduled already.
         let _ = workqueue::system_unbound().enqueue(this.clone());
+    }
+
+    /// As [`Self::schedule`], in a worker of `queue`.
+    pub(crate) fn schedule_on(this: &Arc<Self>, queue: &Workqueue) {
+        let _ = queue.enqueue(this.clone());
     }
 
     /// Waits until no call that was scheduled before is left. Sleeps.

@@ -53,6 +53,11 @@ sector_t rnbd_helper_get_capacity(struct gendisk *disk)
 	return get_capacity(disk);
 }
 
+bool rnbd_helper_get_disk_ro(struct gendisk *disk)
+{
+	return get_disk_ro(disk);
+}
+
 void rnbd_helper_disk_need_part_scan(struct gendisk *disk)
 {
 	set_bit(GD_NEED_PART_SCAN, &disk->state);
@@ -61,6 +66,11 @@ void rnbd_helper_disk_need_part_scan(struct gendisk *disk)
 struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q)
 {
 	return queue_limits_start_update(q);
+}
+
+void rnbd_helper_queue_limits_cancel_update(struct request_queue *q)
+{
+	queue_limits_cancel_update(q);
 }
 
 int rnbd_helper_register_blkdev(unsigned int major, const char *name)

@@ -30,6 +30,11 @@ pub(crate) struct Opened {
     pub(super) exclusively: bool,
 }
 
+impl Opened {
+    /// Not at all, or by a task that does not need it to be his.
+    pub(crate) const NOT: Self = Self { exclusively: false };
+}
+
 /// Who uses a disk exclusively, as far as the kernel says.
 pub(crate) struct ExclusiveUser {
     partition: Option<u8>,

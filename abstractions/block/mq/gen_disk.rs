@@ -182,6 +182,12 @@ impl<T: Operations> Disk<T> {
         unsafe { extra::rnbd_helper_disk_need_part_scan(self.as_raw()) };
     }
 
+    /// Whether the disk is read-only.
+    pub(crate) fn is_read_only(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_get_disk_ro(self.as_raw()) }
+    }
+
     /// Makes the disk read-only, or writable. May sleep.
     pub(crate) fn set_read_only(&self, read_only: bool) {
         // SAFETY: By the type invariant.

@@ -91,12 +91,15 @@ impl QueueLimits {
     }
 }
 
+/// How long a change of limits waits for requests, in milliseconds.
+pub(crate) const PATIENCE_MS: u32 = 2000;
+
 impl<T: Operations> Disk<T> {
     /// Changes the limits of the disk's requests. Sleeps.
     ///
     /// While the disk has a capacity, or a cache that may be being flushed, its queue is frozen for
-    /// the change, which waits for the requests in flight. The limits' own lock is held while
-    /// `change` runs.
+    /// the change, which waits for the requests in flight: at most [`PATIENCE_MS`], then this fails
+    /// with `EBUSY`, and nothing is changed. The limits' own lock is held while `change` runs.
     pub(crate) fn update_limits(&self, change: impl FnOnce(&mut QueueLimits)) -> Result {
         let queue = self.queue();
         // SAFETY: The disk has its queue. This takes the limits' lock, and one of the commits
@@ -105,13 +108,20 @@ impl<T: Operations> Disk<T> {
         let mut limits = QueueLimits(limits);
         let had_cache = limits.0.features & extra::BLK_FEAT_WRITE_CACHE != 0;
         change(&mut limits);
+        let frozen = match self.capacity() {
+            0 if !had_cache => None,
+            _ => match self.try_freeze(PATIENCE_MS) {
+                Ok(frozen) => Some(frozen),
+                Err(error) => {
+                    // SAFETY: The update was started above.
+                    unsafe { extra::rnbd_helper_queue_limits_cancel_update(queue) };
+                    return Err(error);
+                }
+            },
+        };
         // SAFETY: The update was started above.
-        to_result(unsafe {
-            if self.capacity() == 0 && !had_cache {
-                bindings::queue_limits_commit_update(queue, &mut limits.0)
-            } else {
-                bindings::queue_limits_commit_update_frozen(queue, &mut limits.0)
-            }
-        })
+        let result = unsafe { bindings::queue_limits_commit_update(queue, &mut limits.0) };
+        drop(frozen);
+        to_result(result)
     }
 }

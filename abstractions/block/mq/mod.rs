@@ -28,5 +28,5 @@ pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttri
 pub(crate) use claim::{Claim, Opened};
 pub(crate) use gen_disk::{Disk, DiskBuilder, GenDisk};
 pub(crate) use limits::{max_block_size, QueueLimits};
-pub(crate) use operations::{Operations, Timeout};
+pub(crate) use operations::{OpenMode, Operations, Timeout};
 pub(crate) use request::{Op, Outcome, Request, Status};

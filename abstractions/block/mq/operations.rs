@@ -26,6 +26,15 @@ pub(crate) enum Timeout {
     Again,
 }
 
+/// How the disk or a partition is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenMode {
+    /// To be written to.
+    pub(crate) writable: bool,
+    /// For the opener alone: `O_EXCL`, a mount, or the like.
+    pub(crate) exclusive: bool,
+}
+
 /// A block driver. All functions may sleep.
 #[vtable]
 pub(crate) trait Operations: Sized + 'static {
@@ -60,7 +69,7 @@ pub(crate) trait Operations: Sized + 'static {
     ) -> Timeout;
 
     /// Somebody opens the disk or a partition. The disk's open lock is held.
-    fn open(_disk: &Disk<Self>) -> Result {
+    fn open(_disk: &Disk<Self>, _mode: OpenMode) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -206,10 +215,15 @@ impl<T: Operations> Tables<T> {
     /// Only for the block layer to call, through [`Self::fops`].
     unsafe extern "C" fn open(
         disk: *mut bindings::gendisk,
-        _mode: bindings::blk_mode_t,
+        mode: bindings::blk_mode_t,
     ) -> ffi::c_int {
         // SAFETY: The block layer passes a live disk of `T`.
-        from_result(|| T::open(unsafe { Disk::from_raw(disk) }).map(|()| 0))
+        let disk = unsafe { Disk::from_raw(disk) };
+        let mode = OpenMode {
+            writable: mode & extra::BLK_OPEN_WRITE != 0,
+            exclusive: mode & extra::BLK_OPEN_EXCL != 0,
+        };
+        from_result(|| T::open(disk, mode).map(|()| 0))
     }
 
     /// # Safety

@@ -5,12 +5,12 @@
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::{Disk, Operations};
-use crate::bindings as extra;
+use crate::abstractions::memalloc::NoIo;
 use kernel::{
     bindings,
     prelude::*,
     sync::atomic::{Acquire, Atomic, Full},
-    types::NotThreadSafe,
+    time::msecs_to_jiffies,
 };
 
 /// What a disk's requests are served with, or nothing.
@@ -59,9 +59,8 @@ impl<A> Drop for AttachmentCell<A> {
 /// The queue of `disk` is frozen, once on behalf of this value.
 pub(crate) struct Frozen<'a, T: Operations> {
     disk: &'a Disk<T>,
-    memalloc: u32,
-    /// The memory scope is the task's.
-    _task: NotThreadSafe,
+    /// Left when the queue is not frozen any more.
+    _no_io: NoIo,
 }
 
 impl<T: Operations> Frozen<'_, T> {
@@ -79,9 +78,6 @@ impl<T: Operations> Drop for Frozen<'_, T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::blk_mq_unfreeze_queue_nomemrestore(self.disk.queue()) };
-        // SAFETY: The flags are from the matching call, in the same task, for `Frozen` is not
-        // `Send`.
-        unsafe { extra::rnbd_helper_memalloc_noio_restore(self.memalloc) };
     }
 }
 
@@ -111,16 +107,41 @@ impl<T: Operations> Disk<T> {
     ///
     /// The wait is as long as the slowest request: see first that all will end.
     pub(crate) fn freeze(&self) -> Frozen<'_, T> {
-        // SAFETY: May always be called; undone when `Frozen` is dropped.
-        let memalloc = unsafe { extra::rnbd_helper_memalloc_noio_save() };
+        let no_io = NoIo::enter();
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_mq_freeze_queue_nomemsave(self.queue()) };
         // INVARIANT: The queue was frozen above.
         Frozen {
             disk: self,
-            memalloc,
-            _task: NotThreadSafe,
+            _no_io: no_io,
         }
+    }
+
+    /// Freezes the queue, if the requests in flight end within `patience_ms` milliseconds; `EBUSY`
+    /// otherwise. Sleeps.
+    pub(crate) fn try_freeze(&self, patience_ms: u32) -> Result<Frozen<'_, T>> {
+        let no_io = NoIo::enter();
+        // SAFETY: The disk has its queue.
+        unsafe { bindings::blk_freeze_queue_start(self.queue()) };
+        // INVARIANT: No new request comes since the call above, and the queue counts as frozen
+        // until the value is dropped; it is not handed out before no request is left.
+        let frozen = Frozen {
+            disk: self,
+            _no_io: no_io,
+        };
+        let patience = msecs_to_jiffies(patience_ms);
+        // SAFETY: The disk has its queue, which was begun to be frozen.
+        match unsafe { bindings::blk_mq_freeze_queue_wait_timeout(self.queue(), patience) } {
+            0 => Err(EBUSY),
+            _ => Ok(frozen),
+        }
+    }
+
+    /// Has the requests that wait after [`Outcome::Park`](super::Outcome::Park) handed out again.
+    /// Any context.
+    pub(crate) fn kick_requeued(&self) {
+        // SAFETY: The disk has its queue.
+        unsafe { bindings::blk_mq_kick_requeue_list(self.queue()) };
     }
 
     /// Waits until no [`Operations::queue_rq`] runs that has begun before. Sleeps.

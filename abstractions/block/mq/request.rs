@@ -83,6 +83,9 @@ pub(crate) enum Outcome {
     End(Status),
     /// It is queued again, for [`Operations::queue_rq`] to get it once more.
     Requeue,
+    /// It is queued again, for [`Operations::queue_rq`] to get it once more after
+    /// [`super::Disk::kick_requeued`], or else in a while.
+    Park,
 }
 
 /// The request was finished already; whoever did it decides the outcome.
@@ -117,8 +120,13 @@ const OUTCOME_SHIFT: u32 = 24;
 
 /// No outcome yet.
 const UNDECIDED: u32 = 0;
-/// [`Outcome::Requeue`]; any other value is a status plus one.
+/// [`Outcome::Requeue`]; any value but these is a status plus one.
 const REQUEUE: u32 = 0xff;
+/// [`Outcome::Park`].
+const PARK: u32 = 0xfe;
+
+/// How long a parked request waits at most, in milliseconds.
+const PARK_MS: usize = 100;
 
 impl<T: Operations> Pdu<T> {
     /// Initialises the private data of `rq`.
@@ -218,6 +226,7 @@ impl<T: Operations> Request<T> {
     pub(crate) fn finish(&self, outcome: Outcome) -> Result<(), AlreadyFinished> {
         let outcome = match outcome {
             Outcome::Requeue => REQUEUE,
+            Outcome::Park => PARK,
             Outcome::End(status) => u32::from(status.to_raw()).wrapping_add(1),
         };
         let state = &self.pdu().state;
@@ -394,13 +403,26 @@ unsafe impl<T: Operations> AlwaysRefCounted for Request<T> {
         }
         // That was the last one, so the request was finished: until then one reference stands for
         // being the driver's.
-        if old >> OUTCOME_SHIFT == REQUEUE {
-            state.store(0, Release);
-            // SAFETY: The request is started, nobody refers to it, and it was not ended.
-            unsafe { bindings::blk_mq_requeue_request(rq, true) };
-        } else {
-            // SAFETY: As above. `complete` reads the outcome from the private data.
-            unsafe { bindings::blk_mq_complete_request(rq) };
+        match old >> OUTCOME_SHIFT {
+            REQUEUE => {
+                state.store(0, Release);
+                // SAFETY: The request is started, nobody refers to it, and it was not ended.
+                unsafe { bindings::blk_mq_requeue_request(rq, true) };
+            }
+            PARK => {
+                state.store(0, Release);
+                // SAFETY: As above. The queue outlives its requests, and the disk's own
+                // references to it.
+                unsafe {
+                    let queue = (*rq).q;
+                    bindings::blk_mq_requeue_request(rq, false);
+                    bindings::blk_mq_delay_kick_requeue_list(queue, PARK_MS);
+                }
+            }
+            _ => {
+                // SAFETY: As above. `complete` reads the outcome from the private data.
+                unsafe { bindings::blk_mq_complete_request(rq) };
+            }
         }
     }
 }

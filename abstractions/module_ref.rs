@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Keeping the module loaded.
+//!
+//! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
+
+use kernel::{bindings, prelude::*};
+
+/// Keeps a module from being unloaded.
+///
+/// The code that drops this must be kept by something else until it has returned, such as a
+/// workqueue that the module's exit waits for.
+///
+/// # Invariants
+///
+/// This value has a reference to the module.
+pub(crate) struct ModuleRef(&'static ThisModule);
+
+impl ModuleRef {
+    /// Keeps `module`; none, if it is about to go.
+    pub(crate) fn get(module: &'static ThisModule) -> Option<Self> {
+        // SAFETY: The module is there.
+        let kept = unsafe { bindings::try_module_get(module.as_ptr()) };
+        // INVARIANT: The reference was taken above.
+        kept.then_some(Self(module))
+    }
+}
+
+impl Drop for ModuleRef {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::module_put(self.0.as_ptr()) };
+    }
+}

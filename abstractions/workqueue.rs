@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Workqueues of a driver's own.
+//!
+//! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
+
+use core::{ops::Deref, ptr::NonNull};
+use kernel::{bindings, prelude::*, workqueue::Queue};
+
+/// A workqueue for work that may take long and may be needed to free memory.
+///
+/// Dropping it waits for all its work: it must not be dropped by that.
+///
+/// # Invariants
+///
+/// `0` is a workqueue that this value destroys.
+pub(crate) struct Workqueue(NonNull<bindings::workqueue_struct>);
+
+impl Workqueue {
+    /// Makes a workqueue. Sleeps.
+    pub(crate) fn new(name: &CStr) -> Result<Self> {
+        // SAFETY: The format takes one string.
+        let raw = unsafe {
+            bindings::alloc_workqueue_noprof(
+                c"%s".as_char_ptr(),
+                bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM,
+                0,
+                name.as_char_ptr(),
+            )
+        };
+        // INVARIANT: It was made above.
+        Ok(Self(NonNull::new(raw).ok_or(ENOMEM)?))
+    }
+
+    /// Waits until no work is left that was queued before. Sleeps.
+    pub(crate) fn flush(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
+    }
+}
+
+impl Deref for Workqueue {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        // SAFETY: By the type invariant it lives as long as `self`.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for Workqueue {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+    }
+}
+
+// SAFETY: Workqueues have locks of their own.
+unsafe impl Send for Workqueue {}
+
+// SAFETY: As above.
+unsafe impl Sync for Workqueue {}
