@@ -3,14 +3,17 @@
 //! A generation that serves requests.
 
 use super::{
-    connection::{Connection, ConnectionRef, Death},
+    connection::{Connection, ConnectionRef, Loss},
     device::{Device, RequestWord, Trouble},
+    keeper::{self, Keeper, Presence},
+    link::{Death, Link},
     netlink,
     owner::Setup,
 };
 use crate::{
     abstractions::{
         block::mq::{Disk, Outcome, Request, Status},
+        deferred::{Deferred, Later},
         ratelimit::RateLimit,
     },
     protocol::{
@@ -19,13 +22,18 @@ use crate::{
     },
 };
 use kernel::{
-    new_condvar, new_mutex,
+    new_condvar, new_mutex, new_spinlock,
     prelude::*,
     sync::{
+        aref::ARef,
         atomic::{Atomic, Full, Relaxed},
-        Arc, CondVar, Mutex,
+        Arc, CondVar, Mutex, SpinLock,
     },
+    time::{Instant, Monotonic},
 };
+
+/// An attachment that may be shared, and that a worker can end.
+pub(crate) type AttachmentRef = Arc<Deferred<Attachment>>;
 
 /// A generation that serves requests.
 ///
@@ -33,9 +41,13 @@ use kernel::{
 #[pin_data]
 pub(crate) struct Attachment {
     pub(super) generation: u64,
+    disk: ARef<Disk<Device>>,
     pub(super) connections: KVec<ConnectionRef>,
+    /// Who waits for the end.
+    pub(super) keeper: Keeper,
     flags: Atomic<u32>,
     timeout: Atomic<u32>,
+    dead_conn_timeout: Atomic<u32>,
     /// Connections that are not dead.
     live: Atomic<u32>,
     /// No request is to be sent any more.
@@ -44,6 +56,12 @@ pub(crate) struct Attachment {
     timed_out: Atomic<bool>,
     /// Bounds what servers can make the log say.
     pub(super) said: RateLimit,
+    /// When the last connection died.
+    #[pin]
+    lost: SpinLock<Option<Instant<Monotonic>>>,
+    /// What it has in the system. Held while connections get other links.
+    #[pin]
+    pub(super) presence: Mutex<Presence>,
     #[pin]
     pub(super) end: Mutex<End>,
     #[pin]
@@ -56,28 +74,39 @@ pub(super) struct End {
     pub(super) receivers: usize,
     /// Somebody asked for the end.
     pub(super) asked: bool,
+    /// The generation is brought up: a worker may end it.
+    pub(super) armed: bool,
 }
 
 impl Attachment {
     /// Makes the attachment of a generation. Takes the setup's connections, unless it fails.
-    pub(super) fn new(generation: u64, setup: &mut Setup) -> Result<Arc<Self>> {
+    pub(super) fn new(
+        disk: &Disk<Device>,
+        generation: u64,
+        setup: &mut Setup,
+        keeper: Keeper,
+    ) -> Result<AttachmentRef> {
         let config = setup.config;
         let connections = &mut setup.connections.0;
-        let count = connections.len();
-        let live = u32::try_from(count)?;
+        let live = u32::try_from(connections.len())?;
         Arc::pin_init(
-            try_pin_init!(Self {
+            Deferred::new(try_pin_init!(Self {
                 generation,
+                disk: disk.get(),
                 connections: core::mem::take(connections),
+                keeper,
                 flags: Atomic::new(config.flags.bits()),
                 timeout: Atomic::new(config.timeout),
+                dead_conn_timeout: Atomic::new(config.dead_conn_timeout),
                 live: Atomic::new(live),
                 draining: Atomic::new(false),
                 timed_out: Atomic::new(false),
                 said: RateLimit::new(),
-                end <- new_mutex!(End { receivers: 0, asked: false }, "rnbd::end"),
+                lost <- new_spinlock!(None, "rnbd::lost"),
+                presence <- new_mutex!(Presence::default(), "rnbd::presence"),
+                end <- new_mutex!(End { receivers: 0, asked: false, armed: false }, "rnbd::end"),
                 end_changed <- new_condvar!("rnbd::end_changed"),
-            }? Error),
+            }? Error)),
             GFP_KERNEL,
         )
     }
@@ -99,8 +128,12 @@ impl Attachment {
     pub(super) fn set_timeout(&self, seconds: u32) {
         self.timeout.store(seconds, Relaxed);
         for connection in &self.connections {
-            connection.socket.set_send_timeout(seconds);
+            connection.link().socket.set_send_timeout(seconds);
         }
+    }
+
+    pub(super) fn set_dead_conn_timeout(&self, seconds: u32) {
+        self.dead_conn_timeout.store(seconds, Relaxed);
     }
 
     /// How many connections are not dead.
@@ -113,11 +146,11 @@ impl Attachment {
         self.timed_out.load(Relaxed)
     }
 
-    /// The connection that a route leads over, unless the route is from elsewhere.
-    pub(super) fn connection(&self, route: Route) -> Option<&ConnectionRef> {
-        self.connections
-            .get(usize::from(route.connection))
-            .filter(|connection| connection.route == route)
+    /// The connection and the link that a route leads over, unless another link has taken its
+    /// place.
+    pub(super) fn link_of(&self, route: Route) -> Option<(&ConnectionRef, Arc<Link>)> {
+        let connection = self.connections.get(usize::from(route.connection))?;
+        Some((connection, connection.link_of(route)?))
     }
 
     /// A live connection for requests of a hardware queue: its own, or the next one that lives.
@@ -132,30 +165,40 @@ impl Attachment {
         in_order.find(|connection| !connection.is_dead())
     }
 
-    /// Kills a connection, says so in the log unless the generation ends, and keeps count. May
-    /// sleep. Its receiver then sees to the requests that are stranded on it.
-    pub(super) fn kill(&self, connection: &Connection, death: Death) {
-        if !connection.kill(death) {
+    /// Kills a link of a connection, says so in the log unless that was wished for, and keeps
+    /// count. May sleep. Its receiver then sees to the requests that are stranded on it.
+    pub(super) fn kill(&self, connection: &Connection, link: &Link, death: Death) {
+        let loss = connection.kill(link, death);
+        if loss == Loss::Current {
+            let left = self.live.fetch_sub(1, Full).saturating_sub(1);
+            if left == 0 {
+                *self.lost.lock() = Some(Instant::now());
+                if matches!(death, Death::TimedOut) {
+                    self.timed_out.store(true, Relaxed);
+                }
+            }
+        }
+        if loss == Loss::None || death.is_wished() || self.is_draining() {
             return;
         }
-        let left = self.live.fetch_sub(1, Full).saturating_sub(1);
-        if left == 0 && matches!(death, Death::TimedOut) {
-            self.timed_out.store(true, Relaxed);
-        }
-        if !self.draining.load(Relaxed) {
-            connection.disk().data().note(Trouble::Connection {
-                generation: self.generation,
-                index: connection.route.connection,
-                death,
-            });
-            netlink::link_dead(connection.disk().data().index);
-            dev_warn!(
-                connection.disk().device(),
-                "connection {}: {death}; {left} of {} left\n",
-                connection.route.connection,
-                self.connections.len()
-            );
-        }
+        connection.disk().data().note(Trouble::Connection {
+            generation: self.generation,
+            index: connection.index,
+            death,
+        });
+        netlink::link_dead(connection.disk().data().index);
+        dev_warn!(
+            connection.disk().device(),
+            "connection {}: {death}; {} of {} left\n",
+            connection.index,
+            self.live(),
+            self.connections.len()
+        );
+    }
+
+    /// Counts a connection that has got a link again.
+    pub(super) fn count_revived(&self) {
+        self.live.fetch_add(1, Full);
     }
 
     /// Whether no request is to be sent any more.
@@ -172,15 +215,31 @@ impl Attachment {
     pub(super) fn kill_all(&self) {
         self.stop_sending();
         for connection in &self.connections {
-            self.kill(connection, Death::Retired);
+            // In this order: what is current now may be leaving the next moment.
+            self.kill(connection, &connection.link(), Death::Retired);
+            if let Some(leaving) = connection.leaving() {
+                self.kill(connection, &leaving, Death::Retired);
+            }
         }
     }
 
-    /// What becomes of a request that its connection could not serve: it goes to another, if
-    /// there is one.
+    /// Whether requests wait for a new connection, since all are dead.
+    fn awaits_connection(&self) -> bool {
+        let seconds = self.dead_conn_timeout.load(Relaxed);
+        let since = *self.lost.lock();
+        seconds > 0
+            && since.is_some_and(|since| since.elapsed().as_millis() < i64::from(seconds) * 1000)
+    }
+
+    /// What becomes of a request that its connection could not serve: it goes to another if there
+    /// is one, or waits for one if that is wanted.
     pub(super) fn fate(&self) -> Outcome {
-        if self.live() > 0 && !self.draining.load(Relaxed) {
+        if self.is_draining() {
+            Outcome::End(Status::IoError)
+        } else if self.live() > 0 {
             Outcome::Requeue
+        } else if self.awaits_connection() {
+            Outcome::Park
         } else {
             Outcome::End(Status::IoError)
         }
@@ -196,10 +255,24 @@ impl Attachment {
         });
     }
 
-    /// Wakes the keeper, after `change`.
-    pub(super) fn tell_keeper(&self, change: impl FnOnce(&mut End)) {
-        change(&mut self.end.lock());
-        self.end_changed.notify_all();
+    /// Wakes the keeper, after `change`. Any context that may sleep.
+    pub(super) fn tell_keeper(this: &AttachmentRef, change: impl FnOnce(&mut End)) {
+        let due = {
+            let mut end = this.end.lock();
+            change(&mut end);
+            end.asked && end.armed
+        };
+        this.end_changed.notify_all();
+        if due {
+            this.keeper.wake(this);
+        }
+    }
+}
+
+impl Later for Attachment {
+    /// Ends the generation, on behalf of the task that started it and went away.
+    fn later(this: &AttachmentRef) {
+        keeper::finish(&this.disk, this);
     }
 }
 

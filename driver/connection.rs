@@ -1,31 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One connection: a socket, who sends on it, and how it dies.
+//! One connection: a place in the generation's array, the link that it has, and who sends on it.
 
-use super::{attachment::Attachment, device::Device};
+use super::{
+    attachment::AttachmentRef,
+    device::Device,
+    link::{Death, Link},
+};
 use crate::{
     abstractions::{
         block::mq::{Disk, Request},
         deferred::{Deferred, Later},
-        net::{address::Address, socket::Socket},
-        pid::ProcessRef,
+        net::socket::Socket,
         trace,
     },
     protocol::{
         cookie::Sequence,
         request::{Route, SendMark},
-        wire,
     },
 };
 use kernel::{
-    fmt, new_mutex,
+    new_mutex, new_spinlock,
     prelude::*,
     sync::{
         aref::ARef,
-        atomic::{Atomic, Full, Relaxed},
-        Arc, Mutex,
+        atomic::{Atomic, Relaxed},
+        Arc, Mutex, SpinLock,
     },
-    time::{Instant, Monotonic},
 };
 
 /// A connection that may be shared, and that a worker can finish a send on.
@@ -34,42 +35,30 @@ pub(super) type ConnectionRef = Arc<Deferred<Connection>>;
 /// One connection of a generation.
 #[pin_data]
 pub(super) struct Connection {
-    /// Names this connection in the requests sent on it.
-    pub(super) route: Route,
-    pub(super) socket: Socket,
+    /// Its place in the generation's array.
+    pub(super) index: u16,
     disk: ARef<Disk<Device>>,
+    /// Its link died, and no other has come yet: for choosing a connection without a lock.
     dead: Atomic<bool>,
-    /// What the socket was when it was added, and who added it.
-    pub(super) origin: Origin,
-    /// Bytes sent and received, headers included.
-    pub(super) sent: Atomic<u64>,
-    pub(super) received: Atomic<u64>,
-    /// How the connection died, once it has.
+    /// Its links, for those who do not send. Innermost of all locks.
     #[pin]
-    end: Mutex<Option<End>>,
+    links: SpinLock<Links>,
     /// Serialises senders: a request goes out whole before the next begins.
     #[pin]
     pub(super) tx: Mutex<Tx>,
 }
 
-/// Where a connection came from.
-pub(super) struct Origin {
-    pub(super) local: Address,
-    pub(super) peer: Address,
-    /// The process that added it.
-    pub(super) added_by: i32,
-}
-
-/// How and when a connection died.
-#[derive(Clone, Copy)]
-pub(super) struct End {
-    pub(super) death: Death,
-    pub(super) at: Instant<Monotonic>,
+struct Links {
+    /// What requests are sent on.
+    current: Arc<Link>,
+    /// What requests were sent on before, and may still be answered on.
+    leaving: Option<Arc<Link>>,
 }
 
 /// What a connection's senders leave to each other.
-#[derive(Default)]
 pub(super) struct Tx {
+    /// What requests are sent on; the connection's current link.
+    pub(super) link: Arc<Link>,
     /// Numbers what is sent.
     pub(super) sequence: Sequence,
     /// The server was told that nothing more will come.
@@ -81,97 +70,49 @@ pub(super) struct Tx {
 
 /// A request of which only a part went out.
 pub(super) struct Partial {
-    pub(super) attachment: Arc<Attachment>,
+    pub(super) attachment: AttachmentRef,
     pub(super) request: ARef<Request<Device>>,
     pub(super) mark: SendMark,
     /// Bytes that went out, header included.
     pub(super) sent: usize,
 }
 
-/// Why a connection died.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Death {
-    /// The server closed it between two replies.
-    ServerClosed,
-    /// The server closed it, or it broke, within a reply.
-    CutOff(Error),
-    /// Receiving failed.
-    ReceiveFailed(Error),
-    /// Sending failed.
-    SendFailed(Error),
-    /// The server sent something that is no reply.
-    WrongMagic(wire::WrongMagic),
-    /// The server answered what was not asked on this connection, or was answered already.
-    UnknownCookie(u64),
-    /// The server answered a write that it had not got whole; the rest cannot follow.
-    AnsweredEarly,
-    /// A request was not answered in time.
-    TimedOut,
-    /// The generation ended.
-    Retired,
-}
-
-impl fmt::Display for Death {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ServerClosed => write!(f, "the server closed it"),
-            Self::CutOff(error) => write!(f, "cut off within a reply ({error:?})"),
-            Self::ReceiveFailed(error) => write!(f, "receiving failed ({error:?})"),
-            Self::SendFailed(error) => write!(f, "sending failed ({error:?})"),
-            Self::WrongMagic(wire::WrongMagic(magic)) => {
-                write!(f, "the server sent magic {magic:#010x}, not a reply's")
-            }
-            Self::UnknownCookie(cookie) => write!(
-                f,
-                "the server answered cookie {cookie:#x}, which it was not asked"
-            ),
-            Self::AnsweredEarly => write!(f, "the server answered a write before it had it whole"),
-            Self::TimedOut => write!(f, "a request was not answered in time"),
-            Self::Retired => write!(f, "the device was detached"),
-        }
-    }
-}
-
-impl Death {
-    /// In one word, for the tracepoint.
-    fn name(self) -> &'static CStr {
-        match self {
-            Self::ServerClosed => c"server_closed",
-            Self::CutOff(_) => c"cut_off",
-            Self::ReceiveFailed(_) => c"receive_failed",
-            Self::SendFailed(_) => c"send_failed",
-            Self::WrongMagic(_) => c"wrong_magic",
-            Self::UnknownCookie(_) => c"unknown_cookie",
-            Self::AnsweredEarly => c"answered_early",
-            Self::TimedOut => c"timed_out",
-            Self::Retired => c"retired",
-        }
-    }
+/// What a link's death means to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// Nothing: it was dead.
+    None,
+    /// Nothing is left to send on.
+    Current,
+    /// Nothing: requests are sent on another link by now.
+    Left,
 }
 
 impl Connection {
     /// A live connection over `socket`, the `index`th of its generation.
     pub(super) fn new(disk: &Disk<Device>, index: u16, socket: Socket) -> Result<ConnectionRef> {
-        socket.reclassify_locks();
-        let origin = Origin {
-            local: socket.local_address(),
-            peer: socket.peer_address(),
-            added_by: ProcessRef::current().number(),
+        let route = Route {
+            connection: index,
+            epoch: 0,
+        };
+        let link = Link::new(route, socket)?;
+        let links = Links {
+            current: link.clone(),
+            leaving: None,
+        };
+        let tx = Tx {
+            link,
+            sequence: Sequence::default(),
+            disconnected: false,
+            partial: None,
         };
         Arc::pin_init(
             Deferred::new(try_pin_init!(Self {
-                route: Route {
-                    connection: index,
-                    epoch: 0,
-                },
-                socket,
+                index,
                 disk: disk.get(),
                 dead: Atomic::new(false),
-                origin,
-                sent: Atomic::new(0),
-                received: Atomic::new(0),
-                end <- new_mutex!(None, "rnbd::connection_end"),
-                tx <- new_mutex!(Tx::default(), "rnbd::tx"),
+                links <- new_spinlock!(links, "rnbd::links"),
+                tx <- new_mutex!(tx, "rnbd::tx"),
             }? Error)),
             GFP_KERNEL,
         )
@@ -182,46 +123,76 @@ impl Connection {
         &self.disk
     }
 
-    /// Counts bytes that went out. Its one sender at a time calls this.
-    pub(super) fn count_sent(&self, bytes: usize) {
-        self.sent
-            .store(self.sent.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
-    }
-
-    /// Counts bytes that came in. Its receiver alone calls this.
-    pub(super) fn count_received(&self, bytes: usize) {
-        let before = self.received.load(Relaxed);
-        self.received
-            .store(before.wrapping_add(bytes as u64), Relaxed);
-    }
-
-    /// Whether the connection died.
+    /// Whether there is nothing to send on. Takes no lock.
     pub(super) fn is_dead(&self) -> bool {
         self.dead.load(Relaxed)
     }
 
-    /// Kills the connection: its socket is shut down, so that whoever waits on it wakes, and the
-    /// peer sees the end. True for the first killer alone. May sleep.
-    ///
-    /// Fully ordered: who puts a request on the wire after this sees the death, or else whoever
-    /// looks for stranded requests after this sees the request.
-    pub(super) fn kill(&self, death: Death) -> bool {
-        if self.dead.xchg(true, Full) {
-            return false;
-        }
-        *self.end.lock() = Some(End {
-            death,
-            at: Instant::now(),
-        });
-        self.socket.shutdown();
-        let index = self.disk.data().index;
-        trace::connection_dead(index, self.route.connection.into(), death.name());
-        true
+    /// What requests are sent on. Any context.
+    pub(super) fn link(&self) -> Arc<Link> {
+        self.links.lock().current.clone()
     }
 
-    /// How and when the connection died; none, while it lives or is just dying.
-    pub(super) fn end(&self) -> Option<End> {
-        *self.end.lock()
+    /// The link before that, while requests may still be answered on it. Any context.
+    pub(super) fn leaving(&self) -> Option<Arc<Link>> {
+        self.links.lock().leaving.clone()
+    }
+
+    /// The link that a route leads over, if it is one of those that requests may be on.
+    pub(super) fn link_of(&self, route: Route) -> Option<Arc<Link>> {
+        let links = self.links.lock();
+        let of_route = |link: &&Arc<Link>| link.route == route;
+        Some(&links.current)
+            .filter(of_route)
+            .or(links.leaving.as_ref().filter(of_route))
+            .cloned()
+    }
+
+    /// Kills one of the connection's links. Tells the first killer alone what that means. May
+    /// sleep.
+    pub(super) fn kill(&self, link: &Link, death: Death) -> Loss {
+        if !link.die() {
+            return Loss::None;
+        }
+        let loss = {
+            let links = self.links.lock();
+            if links.current.route == link.route {
+                self.dead.store(true, Relaxed);
+                Loss::Current
+            } else {
+                Loss::Left
+            }
+        };
+        link.bury(death);
+        trace::connection_dead(self.disk.data().index, self.index.into(), death.name());
+        loss
+    }
+
+    /// Kills a connection that no generation has started to use. May sleep.
+    pub(super) fn discard(&self) {
+        self.kill(&self.link(), Death::Retired);
+    }
+
+    /// Puts `link` in the place of the current one, for whoever sends from now on. Returns that
+    /// one, which may have requests under way, and whether it was known to be dead.
+    pub(super) fn put_link(&self, tx: &mut Tx, link: Arc<Link>) -> (Arc<Link>, bool) {
+        tx.link = link.clone();
+        tx.disconnected = false;
+        let mut links = self.links.lock();
+        let old = core::mem::replace(&mut links.current, link);
+        let was_dead = self.dead.load(Relaxed);
+        self.dead.store(false, Relaxed);
+        let forgotten = links.leaving.replace(old.clone());
+        drop(links);
+        // Outside of the spinlock: it may be the last reference to a socket.
+        drop(forgotten);
+        (old, was_dead)
+    }
+
+    /// Forgets the link before the current one: no request is on it any more.
+    pub(super) fn forget_leaving(&self) {
+        let forgotten = self.links.lock().leaving.take();
+        drop(forgotten);
     }
 }
 

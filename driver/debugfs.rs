@@ -59,7 +59,8 @@ fn config(disk: &Disk<Device>) -> Config {
     match disk.data().setup.lock().phase() {
         Phase::Setup(setup) => setup.config,
         Phase::Running { config, .. } => *config,
-        Phase::Idle | Phase::Draining { .. } => Config::default(),
+        Phase::Draining { config, .. } => *config,
+        Phase::Idle | Phase::Gone => Config::default(),
     }
 }
 
@@ -99,7 +100,7 @@ fn flags(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 fn connections_of(disk: &Disk<Device>) -> KVec<ConnectionRef> {
     let life = disk.data().setup.lock();
     let connections = match life.phase() {
-        Phase::Idle => return KVec::new(),
+        Phase::Idle | Phase::Gone => return KVec::new(),
         Phase::Setup(setup) => &setup.connections.0,
         Phase::Running { attachment, .. } | Phase::Draining { attachment, .. } => {
             &attachment.connections
@@ -132,14 +133,15 @@ fn connections(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         "index family local peer state since_ms epoch owner inflight sent received reason"
     )?;
     for connection in &connections_of(disk) {
-        let origin = &connection.origin;
-        write!(f, "{} ", connection.route.connection)?;
+        let link = connection.link();
+        let origin = &link.origin;
+        write!(f, "{} ", connection.index)?;
         match origin.local.family() {
             Some(family) => f.write_fmt(fmt!("{family}"))?,
             None => write!(f, "-")?,
         }
         f.write_fmt(fmt!(" {} {} ", origin.local, origin.peer))?;
-        let end = connection.end();
+        let end = link.end();
         match end {
             Some(end) => write!(f, "dead {}", end.at.elapsed().as_millis())?,
             None => write!(f, "live -")?,
@@ -147,11 +149,11 @@ fn connections(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             " {} {} {} {} {} ",
-            connection.route.epoch,
+            link.route.epoch,
             origin.added_by,
-            in_flight(disk, connection.route),
-            connection.sent.load(Relaxed),
-            connection.received.load(Relaxed),
+            in_flight(disk, link.route),
+            link.sent.load(Relaxed),
+            link.received.load(Relaxed),
         )?;
         match end {
             Some(end) => f.write_fmt(fmt!("{}\n", end.death))?,

@@ -3,11 +3,11 @@
 //! One `/dev/nbdN`: its setup lock, and what the block layer asks of it.
 
 use super::{
-    attachment::Attachment, connection::Death, ioctl, owner::Lifecycle, teardown, timeout, transmit,
+    attachment::AttachmentRef, ioctl, link::Death, owner::Lifecycle, teardown, timeout, transmit,
 };
 use crate::{
     abstractions::{
-        block::mq::{Disk, Opened, Operations, Request, Timeout},
+        block::mq::{Disk, OpenMode, Opened, Operations, Request, Timeout},
         pid,
         ratelimit::RateLimit,
         trace,
@@ -22,7 +22,7 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Full, Relaxed, Release},
-        Arc, CondVar, Mutex,
+        CondVar, Mutex,
     },
 };
 
@@ -42,6 +42,8 @@ pub(crate) struct Device {
     phase_changed: CondVar,
     /// The task that started the generation which is attached, or 0.
     pid: Atomic<i32>,
+    /// Somebody has had the disk open for use since it was attached.
+    used: Atomic<bool>,
     /// The last thing that went wrong. Innermost of all locks.
     #[pin]
     trouble: Mutex<Option<Trouble>>,
@@ -91,6 +93,7 @@ impl Device {
             setup <- new_mutex!(Lifecycle::default(), "rnbd::setup"),
             phase_changed <- new_condvar!("rnbd::phase_changed"),
             pid: Atomic::new(0),
+            used: Atomic::new(false),
             trouble <- new_mutex!(None, "rnbd::trouble"),
             said: RateLimit::new(),
         })
@@ -103,6 +106,22 @@ impl Device {
 
     pub(super) fn set_pid(&self, pid: i32) {
         self.pid.store(pid, Relaxed);
+    }
+
+    /// A generation begins: nobody has used it yet.
+    pub(super) fn forget_use(&self) {
+        self.used.store(false, Relaxed);
+    }
+
+    /// Somebody opens the disk for use.
+    fn note_use(&self) {
+        self.used.store(true, Relaxed);
+    }
+
+    /// Whether somebody has had the disk open for use since the generation began, not just to look
+    /// what is on it, as udev does when a disk comes.
+    pub(super) fn was_used(&self) -> bool {
+        self.used.load(Relaxed)
     }
 
     /// Keeps in mind what went wrong. May sleep.
@@ -176,12 +195,12 @@ impl AtomicWord for RequestWord {
 #[vtable]
 impl Operations for Device {
     type DiskData = Self;
-    type Attachment = Arc<Attachment>;
+    type Attachment = AttachmentRef;
     type RequestData = RequestData;
 
     fn queue_rq(
         disk: &Disk<Self>,
-        attachment: Option<&Arc<Attachment>>,
+        attachment: Option<&AttachmentRef>,
         request: &Request<Self>,
         queue: u32,
         _last: bool,
@@ -191,10 +210,18 @@ impl Operations for Device {
 
     fn timeout(
         disk: &Disk<Self>,
-        attachment: Option<&Arc<Attachment>>,
+        attachment: Option<&AttachmentRef>,
         request: &Request<Self>,
     ) -> Timeout {
         timeout::handle(disk, attachment, request)
+    }
+
+    fn open(disk: &Disk<Self>, mode: OpenMode) -> Result {
+        // Who only reads may be udev; but from a read-only disk no more than that can be wanted.
+        if mode.writable || mode.exclusive || disk.is_read_only() {
+            disk.data().note_use();
+        }
+        Ok(())
     }
 
     fn release(disk: &Disk<Self>, last: bool) {

@@ -42,6 +42,11 @@ pub(super) fn handle(disk: &Disk<Device>, opened: Opened, cmd: u32, arg: usize) 
     if _IOC_TYPE(cmd) != TYPE {
         return Err(EINVAL);
     }
+    if !matches!(cmd, DISCONNECT | CLEAR_SOCK) {
+        disk.data()
+            .change(|life| life.may_ioctl())
+            .map_err(|refusal| setup::refuse(disk, refusal))?;
+    }
     match cmd {
         SET_SOCK => setup::add_socket(disk, opened, arg)?,
         SET_BLKSIZE => setup::set_block_size(disk, arg)?,

@@ -1,45 +1,103 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The keeper of a generation: the one task that brings it up, waits for its end, and drains it.
+//! The keeper of a generation: who brings it up, waits for its end, and drains it.
 //!
-//! With the ioctl interface that is the task in `NBD_DO_IT`. That one task does both is what keeps
-//! bringing up and draining from ever interleaving; others only ask for the end
-//! ([`super::teardown`]).
+//! With the ioctl interface that is the task in `NBD_DO_IT`, for all of it. With netlink the task
+//! that asked brings it up, and goes; a worker does the rest when the end is asked for. Others only
+//! ask ([`super::teardown`]), and bringing up and draining never interleave: a worker is not woken
+//! before the generation is up.
 
 use super::{
-    attachment::{answer, Attachment, End},
+    attachment::{Attachment, AttachmentRef, End},
     device::{Device, Trouble},
-    geometry,
+    devices::{Devices, Entry},
+    drain, geometry,
+    owner::Setup,
     receive::Receiver,
     setup, sysfs, teardown,
 };
 use crate::{
     abstractions::{
-        block::mq::{AttributeFile, Claim, Disk, Opened, Outcome, Status},
+        block::mq::{AttributeFile, Claim, Disk, Opened},
+        deferred::Deferred,
         kthread::Thread,
+        module_ref::ModuleRef,
         pid::{self, ProcessRef},
     },
     protocol::{
         flags::TransmissionFlags,
-        setup::{DiskUse, EndReason, Failure, Phase, Refusal},
+        setup::{Connected, DiskUse, EndReason, Failure, Refusal},
     },
 };
-use kernel::{
-    prelude::*,
-    sync::{Arc, CondVarTimeoutResult},
-    time::msecs_to_jiffies,
-};
+use kernel::{prelude::*, sync::Arc};
 
-/// How long a server has, after `NBD_DISCONNECT`, to answer what it was asked and to close.
-const DISCONNECT_GRACE_MS: u32 = 5000;
+/// Who waits for a generation's end.
+pub(super) enum Keeper {
+    /// The task in `NBD_DO_IT`. The generation ends with its last connection.
+    Task,
+    /// A worker, woken when the end is asked for.
+    Worker {
+        devices: Arc<Devices>,
+        /// Which backend it is, as whoever attached it said.
+        backend: Option<KVec<u8>>,
+        /// No open file keeps the module: this does.
+        _module: ModuleRef,
+    },
+}
 
-/// How often it is looked whether the server has done so.
-const DISCONNECT_TICK_MS: u32 = 50;
+impl Keeper {
+    /// Wakes a worker to end `attachment`; a task in `NBD_DO_IT` has been told.
+    pub(super) fn wake(&self, attachment: &AttachmentRef) {
+        if let Self::Worker { devices, .. } = self {
+            Deferred::schedule_on(attachment, devices.keepers());
+        }
+    }
+
+    /// Takes a device out of the table of those there are; it goes when what is returned is dropped.
+    pub(super) fn take_out(&self, index: u32) -> Option<Arc<Entry>> {
+        match self {
+            Self::Worker { devices, .. } => devices.take_out(index),
+            Self::Task => None,
+        }
+    }
+
+    /// Which backend it is.
+    pub(super) fn backend(&self) -> Option<&[u8]> {
+        match self {
+            Self::Worker {
+                backend: Some(backend),
+                ..
+            } => Some(backend),
+            _ => None,
+        }
+    }
+}
 
 /// What a generation has in the system while it runs.
-struct Presence {
-    _receivers: KVec<Thread<Receiver>>,
-    _pid: Option<AttributeFile<Device, sysfs::Pid>>,
+#[derive(Default)]
+pub(super) struct Presence {
+    /// Of each connection's current link.
+    pub(super) receivers: KVec<Thread<Receiver>>,
+    pid: Option<AttributeFile<Device, sysfs::Pid>>,
+    backend: Option<AttributeFile<Device, sysfs::Backend>>,
+    /// The generation drains: no connection gets another link.
+    pub(super) closed: bool,
+}
+
+impl Presence {
+    /// The generation drains. Hands out what it has in the system.
+    pub(super) fn close(&mut self) -> Self {
+        let closed = Self {
+            closed: true,
+            ..Self::default()
+        };
+        core::mem::replace(self, closed)
+    }
+
+    /// Waits for the receivers, whose sockets are shut down. The files stay.
+    pub(super) fn join_receivers(&mut self) {
+        drop(core::mem::take(&mut self.receivers));
+    }
 }
 
 /// `NBD_DO_IT`: starts the generation that was set up, and returns when it is gone.
@@ -54,17 +112,13 @@ pub(super) fn run(disk: &Disk<Device>, opened: Opened) -> Result {
     let (attachment, claim) = start(disk, opened)?;
     device.set_pid(pid::current_task_number());
 
-    let (presence, brought_up) = bring_up(disk, &attachment, claim);
+    let brought_up = bring_up(disk, &attachment, claim);
     let reason = match &brought_up {
         Ok(()) => wait_for_end(disk, &attachment),
         Err(_) => EndReason::StartFailed,
     };
     teardown::end(disk, reason);
-    drain(disk, opened, &attachment, presence);
-
-    // Whoever was first to end it has said why.
-    device.set_pid(0);
-    let reason = device.change(|life| life.drained()).unwrap_or(reason);
+    let reason = drain::run(disk, opened, &attachment).unwrap_or(reason);
     brought_up?;
     match reason {
         EndReason::ConnectionsLost => Err(EPIPE),
@@ -79,12 +133,88 @@ pub(super) fn run(disk: &Disk<Device>, opened: Opened) -> Result {
     }
 }
 
+/// How a generation cannot be started by [`connect`].
+pub(super) enum NotConnected {
+    /// It is refused.
+    Refused(Refusal),
+    /// It failed.
+    Failed(Error),
+}
+
+/// `NBD_CMD_CONNECT`: starts a generation out of `setup`, and returns when it serves.
+pub(super) fn connect(
+    disk: &Disk<Device>,
+    mut setup: Setup,
+    keeper: impl Fn() -> Result<Keeper>,
+) -> Result<(), NotConnected> {
+    let device = disk.data();
+    let (connected, claim) = loop {
+        let tried = try_connect(disk, setup, &keeper).map_err(NotConnected::Failed)?;
+        match tried {
+            Ok(connected) => break connected,
+            // Another one began to drain in between.
+            Err((Failure::Refused(Refusal::Draining), same)) => setup = same,
+            Err((failure, setup)) => {
+                // The sockets are the caller's still: they are not shut down.
+                drop(setup);
+                return Err(match failure {
+                    Failure::Refused(refusal) => NotConnected::Refused(refusal),
+                    Failure::Step(error) => NotConnected::Failed(error),
+                });
+            }
+        }
+    };
+    let Connected {
+        attachment,
+        replaced,
+    } = connected;
+    if let Some(orphan) = replaced {
+        teardown::dispose(orphan);
+    }
+    device.set_pid(pid::current_task_number());
+    device.forget_use();
+    let brought_up = bring_up(disk, &attachment, claim);
+    if brought_up.is_err() {
+        teardown::end(disk, EndReason::StartFailed);
+    }
+    Attachment::tell_keeper(&attachment, |end| end.armed = true);
+    if let Err(error) = brought_up {
+        // So that whoever hears of the failure may try again at once.
+        let _ = device.when_drained(|_| ());
+        return Err(NotConnected::Failed(error));
+    }
+    Ok(())
+}
+
+type Tried<'a> =
+    Result<(Connected<super::owner::Nbd>, Option<Claim<'a, Device>>), (Failure<Error>, Setup)>;
+
+fn try_connect<'a>(
+    disk: &'a Disk<Device>,
+    setup: Setup,
+    keeper: impl Fn() -> Result<Keeper>,
+) -> Result<Tried<'a>> {
+    let device = disk.data();
+    device.when_drained(|_| ())?;
+    let claim = disk.claim(Opened::NOT).ok();
+    let disk_use = match claim {
+        Some(_) => DiskUse::Shared,
+        None => DiskUse::Exclusive,
+    };
+    let tried = device.change(|life| {
+        life.connect(setup, disk_use, |generation, setup| {
+            Attachment::new(disk, generation, setup, keeper()?)
+        })
+    });
+    Ok(tried.map(|connected| (connected, claim)))
+}
+
 /// Starts the generation that was set up. With the claim, nobody uses the disk exclusively; there
 /// is none if somebody does under whom the generation may come back.
 fn start(
     disk: &Disk<Device>,
     opened: Opened,
-) -> Result<(Arc<Attachment>, Option<Claim<'_, Device>>)> {
+) -> Result<(AttachmentRef, Option<Claim<'_, Device>>)> {
     let device = disk.data();
     loop {
         // A generation that drains wants the claim too: it must not wait for ours.
@@ -94,8 +224,9 @@ fn start(
             Some(_) => DiskUse::Shared,
             None => DiskUse::Exclusive,
         };
-        let started =
-            device.change(|life| life.start(ProcessRef::current(), disk_use, Attachment::new));
+        let attach =
+            |generation, setup: &mut Setup| Attachment::new(disk, generation, setup, Keeper::Task);
+        let started = device.change(|life| life.start(ProcessRef::current(), disk_use, attach));
         match started {
             Ok(attachment) => return Ok((attachment, claim)),
             Err(Failure::Refused(Refusal::Draining)) => {}
@@ -108,49 +239,45 @@ fn start(
     }
 }
 
-/// Makes a generation serve requests. What it has come to is returned also if it fails.
+/// Makes a generation serve requests.
 fn bring_up(
     disk: &Disk<Device>,
-    attachment: &Arc<Attachment>,
+    attachment: &AttachmentRef,
     claim: Option<Claim<'_, Device>>,
-) -> (Presence, Result) {
+) -> Result {
     match claim {
         // Dirty pages of the last export must not come to this one's server.
         Some(ref claim) => claim.change_medium(),
         None => dev_info!(disk.device(), "attached again under its exclusive user\n"),
     }
-    let mut presence = Presence {
-        _receivers: KVec::new(),
-        _pid: None,
-    };
-    let result = try_bring_up(disk, attachment, &mut presence);
-    if let Err(error) = result {
+    try_bring_up(disk, attachment).inspect_err(|error| {
         disk.data().note(Trouble::Start {
             generation: attachment.generation,
-            error,
+            error: *error,
         });
         dev_err!(disk.device(), "cannot start ({error:?})\n");
-    }
-    (presence, result)
+    })
 }
 
-fn try_bring_up(
-    disk: &Disk<Device>,
-    attachment: &Arc<Attachment>,
-    presence: &mut Presence,
-) -> Result {
+fn try_bring_up(disk: &Disk<Device>, attachment: &AttachmentRef) -> Result {
     disk.update_hw_queues(u32::try_from(attachment.connections.len())?);
     for connection in &attachment.connections {
-        connection.socket.set_memalloc();
+        connection.link().socket.set_memalloc();
     }
     geometry::apply_timeout(disk, attachment, attachment.timeout());
     disk.set_read_only(attachment.flags().contains(TransmissionFlags::READ_ONLY));
-    presence._pid = Some(AttributeFile::create(disk)?);
-    disk.attach(KBox::new(attachment.clone(), GFP_KERNEL)?)
-        .map_err(|_| EBUSY)?;
-    for connection in &attachment.connections {
-        let receiver = Receiver::start(disk, attachment, connection)?;
-        presence._receivers.push(receiver, GFP_KERNEL)?;
+    {
+        let mut presence = attachment.presence.lock();
+        presence.pid = Some(AttributeFile::create(disk)?);
+        if matches!(attachment.keeper, Keeper::Worker { .. }) {
+            presence.backend = Some(AttributeFile::create(disk)?);
+        }
+        disk.attach(KBox::new(attachment.clone(), GFP_KERNEL)?)
+            .map_err(|_| EBUSY)?;
+        for connection in &attachment.connections {
+            let receiver = Receiver::start(disk, attachment, connection, connection.link())?;
+            presence.receivers.push(receiver, GFP_KERNEL)?;
+        }
     }
     geometry::apply(disk, attachment)
 }
@@ -167,14 +294,7 @@ fn wait_for_end(disk: &Disk<Device>, attachment: &Attachment) -> EndReason {
         }
     }
     drop(end);
-    if attachment.is_draining() {
-        let_server_finish(attachment);
-    }
-    let mut end = attachment.end.lock();
-    while !gone(&end) {
-        // All sockets are shut down: the receivers are on their way.
-        attachment.end_changed.wait(&mut end);
-    }
+    drain::let_server_finish(disk, attachment);
     if attachment.timed_out() {
         EndReason::TimedOut
     } else {
@@ -182,49 +302,8 @@ fn wait_for_end(disk: &Disk<Device>, attachment: &Attachment) -> EndReason {
     }
 }
 
-/// After a disconnect: lets the server answer what it was asked, and close. It has a while for
-/// that; then, or with a signal, the connections are killed.
-fn let_server_finish(attachment: &Attachment) {
-    for _ in 0..DISCONNECT_GRACE_MS / DISCONNECT_TICK_MS {
-        // Who could not be told at first is told once its sender is done.
-        teardown::say_goodbye(attachment);
-        let mut end = attachment.end.lock();
-        if end.receivers == 0 {
-            return;
-        }
-        let tick = msecs_to_jiffies(DISCONNECT_TICK_MS);
-        match attachment
-            .end_changed
-            .wait_interruptible_timeout(&mut end, tick)
-        {
-            CondVarTimeoutResult::Signal { .. } => break,
-            CondVarTimeoutResult::Woken { .. } | CondVarTimeoutResult::Timeout => {}
-        }
-    }
-    attachment.kill_all();
-}
-
-/// Ends all that a generation still has going. Bounded: nothing here waits for a server.
-fn drain(disk: &Disk<Device>, opened: Opened, attachment: &Attachment, presence: Presence) {
-    debug_assert!(matches!(
-        disk.data().setup.lock().phase(),
-        Phase::Draining { .. }
-    ));
-    // The sockets are shut down: receivers leave, and with them the requests that they await.
-    let Presence { _receivers, _pid } = presence;
-    drop(_receivers);
-    for connection in &attachment.connections {
-        connection.flush();
-    }
-    // Who was sending has met the dead socket when this returns.
-    disk.wait_for_dispatch();
-    disk.for_each_request(|request| {
-        if let Some(claim) = request.data().word.claim() {
-            answer(request, claim, Outcome::End(Status::IoError));
-        }
-    });
-    let detached = disk.freeze().detach();
-    drop(detached);
-    drop(_pid);
-    geometry::clear(disk, opened);
+/// Ends a generation that was attached by netlink; for a worker. The phase says that it drains.
+pub(super) fn finish(disk: &Disk<Device>, attachment: &AttachmentRef) {
+    drain::let_server_finish(disk, attachment);
+    drain::run(disk, Opened::NOT, attachment);
 }

@@ -2,28 +2,34 @@
 
 //! What nbd is.
 //!
-//! * [`module`]: loading and unloading; the devices there are. [`params`]: module parameters.
+//! * [`module`]: loading and unloading. [`devices`]: the devices there are. [`params`]: module
+//!   parameters.
 //! * [`device`]: one `/dev/nbdN`: its setup lock and what the block layer asks of it.
 //! * [`ioctl`]: the ioctl interface. [`setup`]: SET_SOCK and its like. [`owner`]: whose setup it is.
 //! * [`netlink`]: the generic netlink interface.
-//! * [`attachment`]: a generation that serves requests. [`keeper`]: who brings it up and drains it.
-//!   [`teardown`]: how it is ended. [`geometry`]: sizes and limits of its disk.
-//! * [`connection`]: one socket of it. [`transmit`], [`receive`], [`timeout`]: requests on the
-//!   wire.
+//! * [`attachment`]: a generation that serves requests. [`keeper`]: who brings it up and waits for
+//!   its end. [`teardown`]: how it is ended. [`drain`]: how it is taken out of the system.
+//!   [`geometry`]: sizes and limits of its disk.
+//! * [`connection`]: a place in it. [`link`]: the socket there. [`replace`]: putting another socket
+//!   there. [`transmit`], [`receive`], [`timeout`]: requests on the wire.
 //! * [`sysfs`], [`debugfs`]: what state it is in.
 
 mod attachment;
 mod connection;
 mod debugfs;
 mod device;
+mod devices;
+mod drain;
 mod geometry;
 mod ioctl;
 mod keeper;
+mod link;
 mod module;
 mod netlink;
 mod owner;
 mod params;
 mod receive;
+mod replace;
 mod setup;
 mod sysfs;
 mod teardown;

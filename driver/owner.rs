@@ -2,12 +2,12 @@
 
 //! Whose setup it is: the types that [`crate::protocol::setup`] is told in, here.
 
-use super::{attachment::Attachment, connection::ConnectionRef};
+use super::{attachment::AttachmentRef, connection::ConnectionRef};
 use crate::{
     abstractions::pid::ProcessRef,
     protocol::setup::{self, Connections, Kinds, Owner},
 };
-use kernel::{prelude::*, sync::Arc};
+use kernel::prelude::*;
 
 /// An nbd device.
 pub(super) enum Nbd {}
@@ -15,7 +15,7 @@ pub(super) enum Nbd {}
 impl Kinds for Nbd {
     type Owner = ProcessRef;
     type Connections = ConnectionArray;
-    type Attachment = Arc<Attachment>;
+    type Attachment = AttachmentRef;
 }
 
 /// A device's life.

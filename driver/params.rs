@@ -64,6 +64,11 @@ impl Params {
         })
     }
 
+    /// How many devices there can be, with the minor numbers that each has.
+    pub(super) fn most_devices(self) -> u32 {
+        1 << MINOR_BITS.saturating_sub(self.part_shift)
+    }
+
     /// How many minor numbers a device has.
     pub(super) fn minors(self) -> u32 {
         1 << self.part_shift

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Replies on their way from the server: a thread for each connection.
+//! Replies on their way from the server: a thread for each link.
 
 use super::{
-    attachment::{answer, Attachment},
-    connection::{Connection, ConnectionRef, Death},
+    attachment::{answer, Attachment, AttachmentRef},
+    connection::ConnectionRef,
     device::Device,
+    link::{Death, Link},
 };
 use crate::{
     abstractions::{
@@ -21,37 +22,47 @@ use kernel::{
     sync::{aref::ARef, Arc},
 };
 
-/// Reads the replies of one connection until it dies.
+/// Reads the replies that come over one link until it dies.
 pub(super) struct Receiver {
     disk: ARef<Disk<Device>>,
-    attachment: Arc<Attachment>,
+    attachment: AttachmentRef,
     connection: ConnectionRef,
+    link: Arc<Link>,
 }
 
 impl Receiver {
-    /// Starts the receiver of a connection. Sleeps.
+    /// Starts the receiver of a connection's link. Sleeps.
     pub(super) fn start(
         disk: &Disk<Device>,
-        attachment: &Arc<Attachment>,
+        attachment: &AttachmentRef,
         connection: &ConnectionRef,
+        link: Arc<Link>,
     ) -> Result<Thread<Self>> {
-        attachment.tell_keeper(|end| end.receivers = end.receivers.saturating_add(1));
+        Attachment::tell_keeper(attachment, |end| {
+            end.receivers = end.receivers.saturating_add(1);
+        });
         let receiver = Self {
             disk: disk.get(),
             attachment: attachment.clone(),
             connection: connection.clone(),
+            link,
         };
-        let (device, index) = (disk.data().index, connection.route.connection);
-        Thread::spawn(fmt!("nbd{device}-recv{index}"), receiver).inspect_err(|_| {
-            attachment.tell_keeper(|end| end.receivers = end.receivers.saturating_sub(1));
-        })
+        let (device, index) = (disk.data().index, connection.index);
+        Thread::spawn(fmt!("nbd{device}-recv{index}"), receiver)
+            .inspect_err(|_| Self::count_out(attachment))
+    }
+
+    fn count_out(attachment: &AttachmentRef) {
+        Attachment::tell_keeper(attachment, |end| {
+            end.receivers = end.receivers.saturating_sub(1);
+        });
     }
 
     /// Reads one reply, and what follows it.
     fn serve_reply(&self) -> Result<(), Death> {
         let mut bytes = [0; REPLY_SIZE];
-        let (came, result) = self.connection.socket.receive(&mut Kvec::dest(&mut bytes));
-        self.connection.count_received(came);
+        let (came, result) = self.link.socket.receive(&mut Kvec::dest(&mut bytes));
+        self.link.count_received(came);
         result.map_err(|error| match came {
             0 if error == EPIPE => Death::ServerClosed,
             0 => Death::ReceiveFailed(error),
@@ -66,7 +77,7 @@ impl Receiver {
         let claim = request
             .data()
             .word
-            .reply(reply.cookie, self.connection.route)
+            .reply(reply.cookie, self.link.route)
             .map_err(|_| unknown)?;
         trace::header_received(&request, reply.cookie.to_wire());
         match self.read_result(&request, reply) {
@@ -78,7 +89,7 @@ impl Receiver {
             Err(error) => {
                 // Dead before the request's fate is asked for: it must not come back here.
                 let death = Death::CutOff(error);
-                self.attachment.kill(&self.connection, death);
+                self.attachment.kill(&self.connection, &self.link, death);
                 answer(&request, claim, self.attachment.fate());
                 Err(death)
             }
@@ -93,8 +104,8 @@ impl Receiver {
         }
         if request.op() == Op::Read {
             for mut piece in request.dest() {
-                let (came, result) = self.connection.socket.receive(&mut piece);
-                self.connection.count_received(came);
+                let (came, result) = self.link.socket.receive(&mut piece);
+                self.link.count_received(came);
                 result?;
             }
         }
@@ -123,12 +134,10 @@ impl Body for Receiver {
                 break death;
             }
         };
-        let connection: &Connection = &self.connection;
-        self.attachment.kill(connection, death);
+        self.attachment.kill(&self.connection, &self.link, death);
         self.attachment
-            .release_stranded(&self.disk, connection.route);
-        self.attachment
-            .tell_keeper(|end| end.receivers = end.receivers.saturating_sub(1));
+            .release_stranded(&self.disk, self.link.route);
+        Self::count_out(&self.attachment);
     }
 }
 

@@ -2,7 +2,12 @@
 
 //! Setting a device up: `NBD_SET_SOCK` and its like.
 
-use super::{attachment::Attachment, connection::Connection, device::Device, geometry, teardown};
+use super::{
+    attachment::{Attachment, AttachmentRef},
+    connection::Connection,
+    device::Device,
+    geometry, teardown,
+};
 use crate::{
     abstractions::{
         block::mq::{max_block_size, Disk, Opened},
@@ -15,10 +20,10 @@ use crate::{
         setup::{Config, Configured, DiskUse, Failure, Refusal},
     },
 };
-use kernel::{prelude::*, sync::Arc};
+use kernel::{fmt, prelude::*};
 
 /// Longest time-out that can be set, in seconds: what the block layer can count, in milliseconds.
-const MAX_TIMEOUT: u32 = u32::MAX / 1000;
+pub(super) const MAX_TIMEOUT: u32 = u32::MAX / 1000;
 
 /// Says in the log why a change of the setup is refused, unless it says so all the time, and gives
 /// its errno.
@@ -26,48 +31,63 @@ const MAX_TIMEOUT: u32 = u32::MAX / 1000;
 /// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
 pub(super) fn refuse(disk: &Disk<Device>, refusal: Refusal) -> Error {
     if disk.data().said.may_say().is_some() {
-        say_refusal(disk, refusal);
+        dev_err!(disk.device(), "{}\n", Explained { disk, refusal });
     }
+    errno(refusal)
+}
+
+/// The errno of a refusal.
+pub(super) fn errno(refusal: Refusal) -> Error {
     match refusal {
         Refusal::Owned | Refusal::Running | Refusal::Draining | Refusal::Held => EBUSY,
-        Refusal::NoConnection | Refusal::NotMultiConn => EINVAL,
+        Refusal::NoConnection
+        | Refusal::NotMultiConn
+        | Refusal::Netlink
+        | Refusal::NotNetlink
+        | Refusal::Gone => EINVAL,
         Refusal::TooManyConnections => ENOSPC,
     }
 }
 
-fn say_refusal(disk: &Disk<Device>, refusal: Refusal) {
-    let device = disk.device();
-    match refusal {
-        Refusal::Owned => match disk.data().setup.lock().owner() {
-            Some(owner) => dev_err!(
-                device,
-                "being set up by {owner}: wait for it, or end its setup with NBD_CLEAR_SOCK\n"
+/// Why a change of a disk's setup is refused, and what to do about it. To show it takes the setup
+/// lock for the owner's name, and the disk's open lock for its exclusive user's.
+pub(super) struct Explained<'a> {
+    pub(super) disk: &'a Disk<Device>,
+    pub(super) refusal: Refusal,
+}
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let life = || self.disk.data().setup.lock();
+        match self.refusal {
+            Refusal::Owned => match life().owner() {
+                Some(owner) => f.write_fmt(fmt!(
+                    "being set up by {owner}: wait for it, or end its setup with NBD_CLEAR_SOCK"
+                )),
+                None => write!(f, "being set up by another process"),
+            },
+            Refusal::Running | Refusal::Netlink => match life().owner() {
+                Some(owner) => {
+                    f.write_fmt(fmt!("in use, attached by {owner}: disconnect it first"))
+                }
+                None => write!(f, "in use"),
+            },
+            Refusal::Draining => write!(f, "the last attachment is not gone yet: try again"),
+            Refusal::Held => match self.disk.exclusive_user() {
+                Some(user) => f.write_fmt(fmt!(
+                    "used by {user} since the last attachment: unmount or release it first"
+                )),
+                None => write!(f, "used exclusively since the last attachment"),
+            },
+            Refusal::NoConnection => write!(f, "no socket was set: it comes before the start"),
+            Refusal::NotMultiConn => write!(
+                f,
+                "several sockets, but the export's flags lack NBD_FLAG_CAN_MULTI_CONN"
             ),
-            None => dev_err!(device, "being set up by another process\n"),
-        },
-        Refusal::Running => match disk.data().setup.lock().owner() {
-            Some(owner) => dev_err!(device, "in use, attached by {owner}: disconnect it first\n"),
-            None => dev_err!(device, "in use\n"),
-        },
-        Refusal::Draining => {
-            dev_err!(device, "the last attachment is not gone yet: try again\n")
+            Refusal::TooManyConnections => write!(f, "too many sockets"),
+            Refusal::NotNetlink => write!(f, "not attached by netlink: connect it first"),
+            Refusal::Gone => write!(f, "the device is being removed"),
         }
-        Refusal::Held => match disk.exclusive_user() {
-            Some(user) => dev_err!(
-                device,
-                "used by {user} since the last attachment: unmount or release it first\n"
-            ),
-            None => dev_err!(device, "used exclusively since the last attachment\n"),
-        },
-        Refusal::NoConnection => dev_err!(
-            device,
-            "no socket was set: NBD_SET_SOCK comes before NBD_DO_IT\n"
-        ),
-        Refusal::NotMultiConn => dev_err!(
-            device,
-            "several sockets, but the export's flags lack NBD_FLAG_CAN_MULTI_CONN\n"
-        ),
-        Refusal::TooManyConnections => dev_err!(device, "too many sockets\n"),
     }
 }
 
@@ -87,7 +107,11 @@ pub(super) fn add_socket(disk: &Disk<Device>, opened: Opened, fd: usize) -> Resu
     disk.data()
         .when_drained(|life| life.may_add(&caller, disk_use))?
         .map_err(|refusal| refuse(disk, refusal))?;
-    let socket = Socket::from_fd(fd).map_err(|unusable| refuse_socket(disk, fd, unusable))?;
+    let socket = Socket::from_fd(fd).map_err(|why| {
+        let not_taken = NotTaken { fd, why };
+        dev_err!(disk.device(), "{not_taken}\n");
+        not_taken.errno()
+    })?;
     let (replaced, added) = disk.data().when_drained(move |life| {
         life.add(caller, disk_use, |_, connections| {
             let index = u16::try_from(connections.0.len())?;
@@ -105,23 +129,32 @@ pub(super) fn add_socket(disk: &Disk<Device>, opened: Opened, fd: usize) -> Resu
     })
 }
 
-fn refuse_socket(disk: &Disk<Device>, fd: i32, unusable: Unusable) -> Error {
-    let device = disk.device();
-    match unusable {
-        Unusable::NotSocket(error) => {
-            dev_err!(device, "file descriptor {fd} is no socket ({error:?})\n");
-            error
+/// Why a file descriptor is not taken.
+pub(super) struct NotTaken {
+    pub(super) fd: i32,
+    pub(super) why: Unusable,
+}
+
+impl fmt::Display for NotTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fd = self.fd;
+        match self.why {
+            Unusable::NotSocket(error) => {
+                write!(f, "file descriptor {fd} is no socket ({error:?})")
+            }
+            Unusable::NotStream => {
+                write!(f, "unsupported socket: should be TCP or a UNIX stream")
+            }
+            Unusable::NoShutdown => write!(f, "unsupported socket: it cannot be shut down"),
         }
-        Unusable::NotStream => {
-            dev_err!(
-                device,
-                "unsupported socket: should be TCP or a UNIX stream\n"
-            );
-            EINVAL
-        }
-        Unusable::NoShutdown => {
-            dev_err!(device, "unsupported socket: it cannot be shut down\n");
-            EINVAL
+    }
+}
+
+impl NotTaken {
+    pub(super) fn errno(&self) -> Error {
+        match self.why {
+            Unusable::NotSocket(error) => error,
+            Unusable::NotStream | Unusable::NoShutdown => EINVAL,
         }
     }
 }
@@ -130,7 +163,7 @@ fn refuse_socket(disk: &Disk<Device>, fd: i32, unusable: Unusable) -> Error {
 fn configure(
     disk: &Disk<Device>,
     change: impl Fn(&mut Config) -> Result<(), BadGeometry>,
-    live: impl FnOnce(&Arc<Attachment>) -> Result,
+    live: impl FnOnce(&AttachmentRef) -> Result,
 ) -> Result {
     let configured = disk
         .data()
@@ -150,18 +183,27 @@ fn configure(
 }
 
 fn refuse_geometry(disk: &Disk<Device>, bad: BadGeometry) -> Error {
-    match bad {
-        BadGeometry::BlockSize(bytes) => dev_err!(
-            disk.device(),
-            "block size {bytes}: must be a power of two from 512 to {}\n",
-            max_block_size()
-        ),
-        BadGeometry::Size { count, unit } => dev_err!(
-            disk.device(),
-            "size of {count} times {unit} bytes: larger than a block device can be\n"
-        ),
-    }
+    dev_err!(disk.device(), "{}\n", Bad(bad));
     EINVAL
+}
+
+/// What is wrong with an export's size or block size.
+pub(super) struct Bad(pub(super) BadGeometry);
+
+impl fmt::Display for Bad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            BadGeometry::BlockSize(bytes) => write!(
+                f,
+                "block size {bytes}: must be a power of two from 512 to {}",
+                max_block_size()
+            ),
+            BadGeometry::Size { count, unit } => write!(
+                f,
+                "size of {count} times {unit} bytes: larger than a block device can be"
+            ),
+        }
+    }
 }
 
 /// `NBD_SET_BLKSIZE`.

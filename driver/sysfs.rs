@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files in `/sys/block/nbdN/`: `pid`, as nbd.ko has it, and what state the device is in, one
+//! Files in `/sys/block/nbdN/`: `pid` and `backend`, as nbd.ko has them, and what state the device is in, one
 //! value each, in `nbd/`.
 //!
 //! Reading takes the setup lock for a moment; nobody waits for a server under it.
@@ -13,7 +13,7 @@ use crate::{
 use kernel::{
     fmt::{self, Write as _},
     prelude::*,
-    str::Formatter,
+    str::{BStr, Formatter},
 };
 
 /// `pid`: the task that attached the device. There while the device is attached: clients tell by
@@ -25,6 +25,26 @@ impl Attribute<Device> for Pid {
 
     fn show(disk: &Disk<Device>, to: &mut Formatter<'_>) -> Result {
         put(to, fmt!("{}", disk.data().pid()))
+    }
+}
+
+/// `backend`: which backend a device is attached to, as whoever attached it by netlink said; empty
+/// if he did not.
+pub(super) struct Backend;
+
+impl Attribute<Device> for Backend {
+    const NAME: &'static CStr = c"backend";
+
+    fn show(disk: &Disk<Device>, to: &mut Formatter<'_>) -> Result {
+        let life = disk.data().setup.lock();
+        let backend = attachment(&life).and_then(|running| running.keeper.backend());
+        match core::str::from_utf8(backend.unwrap_or_default()) {
+            Ok(text) => put(to, fmt!("{text}")),
+            Err(_) => put(
+                to,
+                fmt!("{}", BStr::from_bytes(backend.unwrap_or_default())),
+            ),
+        }
     }
 }
 
@@ -105,7 +125,7 @@ impl Attribute<Device> for LastError {
 fn attachment(life: &Lifecycle) -> Option<&Attachment> {
     match life.phase() {
         Phase::Running { attachment, .. } | Phase::Draining { attachment, .. } => Some(attachment),
-        Phase::Idle | Phase::Setup(_) => None,
+        Phase::Idle | Phase::Setup(_) | Phase::Gone => None,
     }
 }
 

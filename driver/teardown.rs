@@ -3,9 +3,10 @@
 //! How a generation is ended: by whom, and what is done at once. What takes time is the keeper's.
 
 use super::{
-    attachment::Attachment,
-    connection::{Connection, Death},
+    attachment::{Attachment, AttachmentRef},
+    connection::Connection,
     device::Device,
+    link::Link,
     owner::{ConnectionArray, Nbd},
 };
 use crate::{
@@ -26,7 +27,7 @@ use kernel::prelude::*;
 /// and released. Sleeps.
 pub(super) fn dispose(connections: ConnectionArray) {
     for connection in &connections.0 {
-        connection.kill(Death::Retired);
+        connection.discard();
     }
 }
 
@@ -49,7 +50,7 @@ pub(super) fn disconnect(disk: &Disk<Device>) {
             dev_info!(disk.device(), "disconnected by request\n");
             attachment.stop_sending();
             say_goodbye(&attachment);
-            attachment.tell_keeper(|end| end.asked = true);
+            Attachment::tell_keeper(&attachment, |end| end.asked = true);
         }
     }
 }
@@ -75,14 +76,18 @@ fn send_disconnect(connection: &Connection) -> bool {
     if tx.partial.is_some() {
         return false;
     }
-    let message = wire::Request::DISCONNECT.encode();
-    let (sent, result) =
-        connection
-            .socket
-            .send(&mut Kvec::source(&message), More::Ends, Wait::Never);
+    let (sent, result) = send_goodbye(&tx.link);
     // A part of the message is as good as none, and cannot be taken back: the end follows it.
     tx.disconnected = sent > 0;
     tx.disconnected || result.is_err_and(|error| error != EAGAIN)
+}
+
+/// Sends the message that nothing more will come, on a link that nobody else sends on. Does not
+/// wait. Returns how many bytes went, and what stopped the rest.
+pub(super) fn send_goodbye(link: &Link) -> (usize, Result) {
+    let message = wire::Request::DISCONNECT.encode();
+    link.socket
+        .send(&mut Kvec::source(&message), More::Ends, Wait::Never)
 }
 
 /// `NBD_CLEAR_SOCK`: ends the generation at once, and waits until it is gone. Sleeps; a signal
@@ -119,15 +124,16 @@ fn stop(retired: Retired<Nbd>) -> bool {
 }
 
 /// Kills a generation's connections and wakes its keeper.
-pub(super) fn kill(attachment: &Attachment) {
+pub(super) fn kill(attachment: &AttachmentRef) {
     attachment.kill_all();
-    attachment.tell_keeper(|end| end.asked = true);
+    Attachment::tell_keeper(attachment, |end| end.asked = true);
 }
 
 /// The disk or a partition was closed. A setup ends with the last close, or when its owner closes
-/// the disk by dying: no other process shares that open file then, so none can finish the setup.
+/// the disk by dying: no other process shares that open file then, so none can finish the setup. A
+/// generation ends with the last close if it is to, and somebody has used the disk.
 ///
-/// Called with the disk's open lock held.
+/// Called with the disk's open lock held: that the generation drains is not waited for.
 pub(super) fn closed(disk: &Disk<Device>, last: bool, exiting: bool) {
     let abandoned = disk.data().change(|life| {
         let dying_owner = exiting
@@ -144,5 +150,12 @@ pub(super) fn closed(disk: &Disk<Device>, last: bool, exiting: bool) {
     });
     if let Some(connections) = abandoned {
         dispose(connections);
+    }
+    let disconnects = matches!(
+        disk.data().setup.lock().phase(),
+        Phase::Running { config, .. } if config.disconnect_on_close
+    );
+    if last && disconnects && disk.data().was_used() {
+        disconnect(disk);
     }
 }

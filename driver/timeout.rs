@@ -2,9 +2,9 @@
 
 //! Requests that take too long.
 
-use super::{attachment::Attachment, connection::Death, device::Device};
+use super::{attachment::AttachmentRef, device::Device, link::Death};
 use crate::abstractions::block::mq::{Disk, Request, Timeout};
-use kernel::{prelude::*, sync::Arc};
+use kernel::prelude::*;
 
 /// How often a request is looked at when no time-out was set, in seconds.
 pub(super) const UNBOUNDED_INTERVAL: u32 = 30;
@@ -15,7 +15,7 @@ pub(super) const UNBOUNDED_INTERVAL: u32 = 30;
 /// With a time-out of 0 it is only said in the log.
 pub(super) fn handle(
     disk: &Disk<Device>,
-    attachment: Option<&Arc<Attachment>>,
+    attachment: Option<&AttachmentRef>,
     request: &Request<Device>,
 ) -> Timeout {
     let (Some(attachment), Some(route)) = (attachment, request.data().word.route()) else {
@@ -34,8 +34,8 @@ pub(super) fn handle(
                 UNBOUNDED_INTERVAL
             );
         }
-    } else if let Some(connection) = attachment.connection(route) {
-        attachment.kill(connection, Death::TimedOut);
+    } else if let Some((connection, link)) = attachment.link_of(route) {
+        attachment.kill(connection, &link, Death::TimedOut);
     }
     Timeout::Again
 }

@@ -3,9 +3,10 @@
 //! Requests on their way to the server.
 
 use super::{
-    attachment::{answer, Attachment},
-    connection::{ConnectionRef, Death, Partial, Tx},
+    attachment::{answer, AttachmentRef},
+    connection::{ConnectionRef, Partial, Tx},
     device::{Device, RequestWord},
+    link::{Death, Link},
 };
 use crate::{
     abstractions::{
@@ -21,10 +22,7 @@ use crate::{
         wire::{self, Command, CommandFlags, REQUEST_SIZE},
     },
 };
-use kernel::{
-    prelude::*,
-    sync::{aref::ARef, Arc},
-};
+use kernel::{prelude::*, sync::aref::ARef};
 
 /// How a send went.
 enum Sent {
@@ -51,7 +49,7 @@ fn command(request: &Request<Device>) -> Option<Command> {
 /// Sends a request that came from the block layer, or ends it. Sleeps.
 pub(super) fn submit(
     disk: &Disk<Device>,
-    attachment: Option<&Arc<Attachment>>,
+    attachment: Option<&AttachmentRef>,
     request: &Request<Device>,
     queue: u32,
 ) {
@@ -64,7 +62,7 @@ pub(super) fn submit(
 
 fn try_submit(
     disk: &Disk<Device>,
-    attachment: Option<&Arc<Attachment>>,
+    attachment: Option<&AttachmentRef>,
     request: &Request<Device>,
     queue: u32,
 ) -> Result<(), Outcome> {
@@ -84,26 +82,24 @@ fn try_submit(
         return Err(FAILED);
     }
     loop {
-        let connection = attachment.choose(queue).ok_or(FAILED)?;
+        let connection = attachment.choose(queue).ok_or_else(|| attachment.fate())?;
         // Dropped after the lock: with its last reference a request goes to the block layer.
         let mut earlier = None;
         let mut tx = connection.tx.lock();
         // Under the lock: after a disconnect message nothing may be sent.
-        if connection.is_dead() || attachment.is_draining() {
+        if tx.link.is_dead() || attachment.is_draining() {
             continue;
         }
         if !finish_earlier(attachment, connection, &mut tx, &mut earlier) {
             // Only a signal stops this. A worker comes here without one.
             return Err(Outcome::Requeue);
         }
-        if connection.is_dead() {
+        if tx.link.is_dead() {
             continue;
         }
-        let sending = request
-            .data()
-            .word
-            .begin(connection.route, &mut tx.sequence);
-        let sent = send(connection, request, &sending, 0);
+        let Tx { link, sequence, .. } = &mut *tx;
+        let sending = request.data().word.begin(link.route, sequence);
+        let sent = send(disk, link, request, &sending, 0);
         settle(attachment, connection, request, sending, sent, &mut tx);
         return Ok(());
     }
@@ -111,7 +107,7 @@ fn try_submit(
 
 /// Sends the rest of a request that an earlier sender had to leave. False if that is not done.
 fn finish_earlier(
-    attachment: &Arc<Attachment>,
+    attachment: &AttachmentRef,
     connection: &ConnectionRef,
     tx: &mut Tx,
     earlier: &mut Option<Partial>,
@@ -121,11 +117,17 @@ fn finish_earlier(
     };
     let request = partial.request.clone();
     if let Some(sending) = request.data().word.resume(partial.mark) {
-        let sent = send(connection, &request, &sending, partial.sent);
+        let sent = send(
+            connection.disk(),
+            &tx.link,
+            &request,
+            &sending,
+            partial.sent,
+        );
         settle(attachment, connection, &request, sending, sent, tx);
     } else {
         // It was answered meanwhile, and its bytes may be gone. The server waits for them.
-        attachment.kill(connection, Death::AnsweredEarly);
+        attachment.kill(connection, &tx.link, Death::AnsweredEarly);
     }
     *earlier = Some(partial);
     tx.partial.is_none()
@@ -141,9 +143,10 @@ pub(super) fn finish_partial(connection: &ConnectionRef) {
     }
 }
 
-/// Puts the bytes of a request on its connection's socket, from the `skip`th on.
+/// Puts the bytes of a request on a link's socket, from the `skip`th on.
 fn send(
-    connection: &ConnectionRef,
+    disk: &Disk<Device>,
+    link: &Link,
     request: &Request<Device>,
     sending: &Sending<'_, RequestWord>,
     skip: usize,
@@ -166,7 +169,7 @@ fn send(
     .encode();
 
     if skip == 0 {
-        trace::send_request(&mut header, connection.disk().data().index, request);
+        trace::send_request(&mut header, disk.data().index, request);
     }
     let mut done = skip;
     if let Some(rest) = header.get(skip..).filter(|rest| !rest.is_empty()) {
@@ -174,10 +177,10 @@ fn send(
             Command::Write => More::Follows,
             _ => More::Ends,
         };
-        let (sent, result) = connection
+        let (sent, result) = link
             .socket
             .send(&mut Kvec::source(rest), more, Wait::Allowed);
-        connection.count_sent(sent);
+        link.count_sent(sent);
         done = done.saturating_add(sent);
         if let Err(error) = result {
             return Sent::stopped(done, error);
@@ -192,8 +195,8 @@ fn send(
             } else {
                 More::Follows
             };
-            let (sent, result) = connection.socket.send(&mut piece, more, Wait::Allowed);
-            connection.count_sent(sent);
+            let (sent, result) = link.socket.send(&mut piece, more, Wait::Allowed);
+            link.count_sent(sent);
             done = done.saturating_add(sent);
             if let Err(error) = result {
                 return Sent::stopped(done, error);
@@ -216,7 +219,7 @@ impl Sent {
 
 /// Draws the consequences of how a send went.
 fn settle(
-    attachment: &Arc<Attachment>,
+    attachment: &AttachmentRef,
     connection: &ConnectionRef,
     request: &Request<Device>,
     sending: Sending<'_, RequestWord>,
@@ -226,10 +229,10 @@ fn settle(
     match sent {
         Sent::Whole => {
             sending.sent();
-            // If the connection died meanwhile, its receiver may have looked for stranded
+            // If the link died meanwhile, its receiver may have looked for stranded
             // requests before this one was among them.
-            if connection.is_dead() {
-                if let Some(claim) = request.data().word.claim_from(connection.route) {
+            if tx.link.is_dead() {
+                if let Some(claim) = request.data().word.claim_from(tx.link.route) {
                     answer(request, claim, attachment.fate());
                 }
             }
@@ -255,7 +258,7 @@ fn settle(
             } else {
                 Death::SendFailed(error)
             };
-            attachment.kill(connection, death);
+            attachment.kill(connection, &tx.link, death);
             if let Some(claim) = sending.abandon() {
                 answer(request, claim, attachment.fate());
             }

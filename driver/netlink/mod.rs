@@ -3,12 +3,17 @@
 //! The generic netlink family `nbd`.
 //!
 //! * [`policy`]: what attributes hold.
-//! * [`status`]: which devices are there.
+//! * [`request`]: what requests have in common.
+//! * [`connect`], [`disconnect`], [`reconfigure`], [`status`]: the commands.
 
+mod connect;
+mod disconnect;
 mod policy;
+mod reconfigure;
+mod request;
 mod status;
 
-use super::module::{Devices, Module};
+use super::{devices::Devices, module::Module};
 use crate::{
     abstractions::net::genetlink::{
         attribute_size, Declaration, Family, MulticastGroup, OperationEntry, PutAttributes,
@@ -39,7 +44,12 @@ const FIRST_STRICT_COMMAND: u8 = command::STATUS + 1;
 
 static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(MULTICAST_GROUP)];
 
-static OPERATIONS: [OperationEntry<Arc<Devices>>; 1] = [OperationEntry::of::<status::Status>()];
+static OPERATIONS: [OperationEntry<Arc<Devices>>; 4] = [
+    OperationEntry::of::<connect::Connect>(),
+    OperationEntry::of::<disconnect::Disconnect>(),
+    OperationEntry::of::<reconfigure::Reconfigure>(),
+    OperationEntry::of::<status::Status>(),
+];
 
 /// Answers requests about `devices` from now on, until what is returned is dropped.
 pub(super) fn register(devices: Arc<Devices>) -> Result<Registration<Arc<Devices>>> {

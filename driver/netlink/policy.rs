@@ -18,9 +18,11 @@ pub(super) static ATTRIBUTES: Policies<{ attribute::MAX as usize + 1 }> = Polici
     .with(attribute::SOCKETS, Policy::NESTED)
     .with(attribute::DEAD_CONN_TIMEOUT, Policy::U64)
     .with(attribute::DEVICE_LIST, Policy::NESTED)
-    .with(attribute::BACKEND_IDENTIFIER, Policy::string(0));
+    .with(attribute::BACKEND_IDENTIFIER, Policy::string(0))
+    .with(attribute::HANDOVER, Policy::FLAG)
+    .with(attribute::SOCKETS_TAKEN, Policy::U32)
+    .with(attribute::SOCKETS_LEFT, Policy::U32);
 
 /// Of the attributes in an item of the list of sockets.
-#[expect(dead_code, reason = "CONNECT and RECONFIGURE are not there yet")]
 pub(super) static SOCKET: Policies<{ socket::MAX as usize + 1 }> =
     Policies::new().with(socket::FD, Policy::U32);

@@ -5,10 +5,11 @@
 //! Takes each device's setup lock for a moment; nobody waits for a server under it (invariant G6).
 
 use crate::{
+    abstractions::block::mq::Disk,
     abstractions::net::genetlink::{
         attribute_size, Info, Nest, Operation, PutAttributes, Validation,
     },
-    driver::{device::Device, module::Devices},
+    driver::{device::Device, devices::Devices},
     protocol::{
         netlink::{attribute, command, device},
         setup::Phase,
@@ -39,15 +40,17 @@ impl Operation<Arc<Devices>> for Status {
             None => ALL,
         };
         let devices = info.data();
-        let count = if index == ALL { devices.count() } else { 1 };
+        let count = match index {
+            // Some may be added meanwhile.
+            ALL => devices.count().saturating_add(8),
+            _ => 1,
+        };
         let mut reply = info.new_reply(attribute_size(ITEM.saturating_mul(count)))?;
         let mut list = reply.nest_unmarked(attribute::DEVICE_LIST)?;
         if index == ALL {
-            for device in devices.iter() {
-                put(&mut list, device)?;
-            }
-        } else if let Some(device) = devices.find(index) {
-            put(&mut list, device)?;
+            devices.try_for_each(|disk| put(&mut list, disk))?;
+        } else if let Some(entry) = devices.find(index) {
+            put(&mut list, entry.disk())?;
         }
         list.end().inspect_err(|_| {
             info.ext_ack().say(fmt!(
@@ -58,7 +61,8 @@ impl Operation<Arc<Devices>> for Status {
     }
 }
 
-fn put(list: &mut Nest<'_>, device: &Device) -> Result {
+fn put(list: &mut Nest<'_>, disk: &Disk<Device>) -> Result {
+    let device = disk.data();
     // nbd.ko also counts a device as connected that is open and nothing else.
     let connected = !matches!(device.setup.lock().phase(), Phase::Idle);
     let mut item = list.nest_unmarked(device::ITEM)?;

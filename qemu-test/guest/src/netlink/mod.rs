@@ -39,6 +39,13 @@ pub mod attr {
     pub const DEAD_CONN_TIMEOUT: u16 = 8;
     pub const DEVICE_LIST: u16 = 9;
     pub const BACKEND_IDENTIFIER: u16 = 10;
+    /// The highest that nbd.ko has.
+    pub const MAX: u16 = BACKEND_IDENTIFIER;
+
+    // rnbd's own.
+    pub const HANDOVER: u16 = 64;
+    pub const SOCKETS_TAKEN: u16 = 65;
+    pub const SOCKETS_LEFT: u16 = 66;
 
     pub const SOCK_ITEM: u16 = 1;
     pub const SOCK_FD: u16 = 1;

@@ -29,12 +29,16 @@ pub const TESTS: &[Test] = &[
         .limit(120),
 ];
 
-fn family(_: &Context) -> Result<()> {
+fn family(context: &Context) -> Result<()> {
     let family = found()?;
     let mut checks = Checks::default();
     checks.equal("version", family.version, 1);
     checks.equal("size of the family's header", family.header_size, 0);
-    checks.equal("highest attribute", family.max_attribute, 10);
+    let highest = match context.driver {
+        Driver::Nbd => attr::MAX,
+        Driver::Rnbd => attr::SOCKETS_LEFT,
+    };
+    checks.equal("highest attribute", family.max_attribute, highest.into());
     let groups: Vec<&str> = family.groups.iter().map(|(name, _)| name.as_str()).collect();
     checks.equal("groups", groups, vec!["nbd_mc_group"]);
     checks.that("it has STATUS", family.has(command::STATUS));
@@ -61,7 +65,9 @@ fn family(_: &Context) -> Result<()> {
             (attr::DEVICE_LIST, NlaType::Nested),
             (attr::BACKEND_IDENTIFIER, NlaType::String),
         ]);
-        let policy = family.policy(operation.command as u8)?;
+        let mut policy = family.policy(operation.command as u8)?;
+        let own = policy.split_off(&(attr::MAX + 1));
+        checks.that("what is beyond nbd.ko is far beyond", own.keys().all(|&number| number >= 64));
         checks.equal(&format!("attributes of command {}", operation.command), policy, types);
     }
     checks.done()

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The drain: how a generation that has ended is taken out of the system. Its keeper does this.
+
+use super::{
+    attachment::{answer, Attachment, AttachmentRef, End},
+    device::Device,
+    geometry, teardown,
+};
+use crate::{
+    abstractions::block::mq::{Disk, Opened, Outcome, Status},
+    protocol::setup::{EndReason, Phase},
+};
+use kernel::{sync::CondVarTimeoutResult, time::msecs_to_jiffies};
+
+/// How long a server has, after it was told that nothing more will come, to answer what it was
+/// asked.
+const DISCONNECT_GRACE_MS: u32 = 5000;
+
+/// How often it is looked whether the server has done so.
+const DISCONNECT_TICK_MS: u32 = 50;
+
+/// Waits until no receiver is left. If the generation was disconnected, the server may answer what
+/// it was asked before: it has a while for that; then, or with a signal, the connections are killed.
+pub(super) fn let_server_finish(disk: &Disk<Device>, attachment: &Attachment) {
+    if attachment.is_draining() {
+        wait_for_answers(disk, attachment);
+    }
+    let mut end = attachment.end.lock();
+    while !gone(&end) {
+        // All sockets are shut down: the receivers are on their way.
+        attachment.end_changed.wait(&mut end);
+    }
+}
+
+fn gone(end: &End) -> bool {
+    end.receivers == 0
+}
+
+fn wait_for_answers(disk: &Disk<Device>, attachment: &Attachment) {
+    for _ in 0..DISCONNECT_GRACE_MS / DISCONNECT_TICK_MS {
+        // Who could not be told at first is told once its sender is done.
+        let told = teardown::say_goodbye(attachment);
+        if told && !awaits_answers(disk) {
+            break;
+        }
+        let mut end = attachment.end.lock();
+        if gone(&end) {
+            return;
+        }
+        let tick = msecs_to_jiffies(DISCONNECT_TICK_MS);
+        match attachment
+            .end_changed
+            .wait_interruptible_timeout(&mut end, tick)
+        {
+            CondVarTimeoutResult::Signal { .. } => break,
+            CondVarTimeoutResult::Woken { .. } | CondVarTimeoutResult::Timeout => {}
+        }
+    }
+    attachment.kill_all();
+}
+
+/// Whether a server owes an answer to any request.
+fn awaits_answers(disk: &Disk<Device>) -> bool {
+    let mut any = false;
+    disk.for_each_request(|request| any |= request.data().word.route().is_some());
+    any
+}
+
+/// Ends all that a generation still has going, and the generation. Tells why it ended: whoever was
+/// first to end it has said. Bounded: nothing here waits for a server.
+pub(super) fn run(
+    disk: &Disk<Device>,
+    opened: Opened,
+    attachment: &AttachmentRef,
+) -> Option<EndReason> {
+    let device = disk.data();
+    debug_assert!(matches!(
+        device.setup.lock().phase(),
+        Phase::Draining { .. }
+    ));
+    let mut presence = attachment.presence.lock().close();
+    // The sockets are shut down: receivers leave, and with them the requests that they await.
+    presence.join_receivers();
+    for connection in &attachment.connections {
+        connection.flush();
+    }
+    // Who was sending has met the dead socket when this returns.
+    disk.wait_for_dispatch();
+    disk.for_each_request(|request| {
+        if let Some(claim) = request.data().word.claim() {
+            answer(request, claim, Outcome::End(Status::IoError));
+        }
+    });
+    // Those that wait for a connection come back, and end.
+    disk.kick_requeued();
+    let detached = disk.freeze().detach();
+    drop(detached);
+    drop(presence);
+    geometry::clear(disk, opened);
+
+    device.set_pid(0);
+    // Before the device is gone: whoever then finds it so waits for its number to be free.
+    let entry = is_last(device)
+        .then(|| attachment.keeper.take_out(device.index))
+        .flatten();
+    let reason = device.change(|life| life.drained());
+    drop(entry);
+    reason
+}
+
+/// Whether the device goes with the generation that drains.
+fn is_last(device: &Device) -> bool {
+    matches!(
+        device.setup.lock().phase(),
+        Phase::Draining { config, .. } if config.destroy_on_disconnect
+    )
+}

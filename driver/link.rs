@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A link: one socket that a connection has, or had, and how it died.
+
+use crate::{
+    abstractions::{
+        net::{address::Address, socket::Socket},
+        pid::ProcessRef,
+    },
+    protocol::{request::Route, wire},
+};
+use kernel::{
+    fmt, new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{Atomic, Full, Relaxed},
+        Arc, Mutex,
+    },
+    time::{Instant, Monotonic},
+};
+
+/// One socket of a connection, from when it is put there to its death. A dead link stays dead: the
+/// connection gets another one, with the next epoch.
+#[pin_data]
+pub(super) struct Link {
+    /// Names this link in the requests sent on it.
+    pub(super) route: Route,
+    pub(super) socket: Socket,
+    dead: Atomic<bool>,
+    /// What the socket was when it was added, and who added it.
+    pub(super) origin: Origin,
+    /// Bytes sent and received, headers included.
+    pub(super) sent: Atomic<u64>,
+    pub(super) received: Atomic<u64>,
+    /// How the link died, once it has.
+    #[pin]
+    end: Mutex<Option<End>>,
+}
+
+/// Where a link came from.
+pub(super) struct Origin {
+    pub(super) local: Address,
+    pub(super) peer: Address,
+    /// The process that added it.
+    pub(super) added_by: i32,
+}
+
+/// How and when a link died.
+#[derive(Clone, Copy)]
+pub(super) struct End {
+    pub(super) death: Death,
+    pub(super) at: Instant<Monotonic>,
+}
+
+/// Why a link died.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Death {
+    /// The server closed it between two replies.
+    ServerClosed,
+    /// The server closed it, or it broke, within a reply.
+    CutOff(Error),
+    /// Receiving failed.
+    ReceiveFailed(Error),
+    /// Sending failed.
+    SendFailed(Error),
+    /// The server sent something that is no reply.
+    WrongMagic(wire::WrongMagic),
+    /// The server answered what was not asked on this connection, or was answered already.
+    UnknownCookie(u64),
+    /// The server answered a write that it had not got whole; the rest cannot follow.
+    AnsweredEarly,
+    /// A request was not answered in time.
+    TimedOut,
+    /// The generation ended.
+    Retired,
+    /// Another socket has taken its place.
+    HandedOver,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ServerClosed => write!(f, "the server closed it"),
+            Self::CutOff(error) => write!(f, "cut off within a reply ({error:?})"),
+            Self::ReceiveFailed(error) => write!(f, "receiving failed ({error:?})"),
+            Self::SendFailed(error) => write!(f, "sending failed ({error:?})"),
+            Self::WrongMagic(wire::WrongMagic(magic)) => {
+                write!(f, "the server sent magic {magic:#010x}, not a reply's")
+            }
+            Self::UnknownCookie(cookie) => write!(
+                f,
+                "the server answered cookie {cookie:#x}, which it was not asked"
+            ),
+            Self::AnsweredEarly => write!(f, "the server answered a write before it had it whole"),
+            Self::TimedOut => write!(f, "a request was not answered in time"),
+            Self::Retired => write!(f, "the device was detached"),
+            Self::HandedOver => write!(f, "another socket took its place"),
+        }
+    }
+}
+
+impl Death {
+    /// Whether it was wished for, and is nothing that went wrong.
+    pub(super) fn is_wished(self) -> bool {
+        matches!(self, Self::Retired | Self::HandedOver)
+    }
+
+    /// In one word, for the tracepoint.
+    pub(super) fn name(self) -> &'static CStr {
+        match self {
+            Self::ServerClosed => c"server_closed",
+            Self::CutOff(_) => c"cut_off",
+            Self::ReceiveFailed(_) => c"receive_failed",
+            Self::SendFailed(_) => c"send_failed",
+            Self::WrongMagic(_) => c"wrong_magic",
+            Self::UnknownCookie(_) => c"unknown_cookie",
+            Self::AnsweredEarly => c"answered_early",
+            Self::TimedOut => c"timed_out",
+            Self::Retired => c"retired",
+            Self::HandedOver => c"handed_over",
+        }
+    }
+}
+
+impl Link {
+    /// A live link over `socket`.
+    pub(super) fn new(route: Route, socket: Socket) -> Result<Arc<Self>> {
+        socket.reclassify_locks();
+        let origin = Origin {
+            local: socket.local_address(),
+            peer: socket.peer_address(),
+            added_by: ProcessRef::current().number(),
+        };
+        Arc::pin_init(
+            pin_init!(Self {
+                route,
+                socket,
+                dead: Atomic::new(false),
+                origin,
+                sent: Atomic::new(0),
+                received: Atomic::new(0),
+                end <- new_mutex!(None, "rnbd::link_end"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Counts bytes that went out. Its one sender at a time calls this.
+    pub(super) fn count_sent(&self, bytes: usize) {
+        self.sent
+            .store(self.sent.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
+    }
+
+    /// Counts bytes that came in. Its receiver alone calls this.
+    pub(super) fn count_received(&self, bytes: usize) {
+        let before = self.received.load(Relaxed);
+        self.received
+            .store(before.wrapping_add(bytes as u64), Relaxed);
+    }
+
+    /// Whether the link died.
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.load(Relaxed)
+    }
+
+    /// Marks the link as dead. True for the first caller alone, who then shuts the socket down.
+    ///
+    /// Fully ordered: who puts a request on the wire after this sees the death, or else whoever
+    /// looks for stranded requests after this sees the request.
+    pub(super) fn die(&self) -> bool {
+        !self.dead.xchg(true, Full)
+    }
+
+    /// Says how the link died, and shuts its socket down, so that whoever waits on it wakes, and
+    /// the peer sees the end. May sleep.
+    pub(super) fn bury(&self, death: Death) {
+        *self.end.lock() = Some(End {
+            death,
+            at: Instant::now(),
+        });
+        self.socket.shutdown();
+    }
+
+    /// How and when the link died; none, while it lives or is just dying.
+    pub(super) fn end(&self) -> Option<End> {
+        *self.end.lock()
+    }
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Giving connections other sockets while their generation runs: reconnect and handover.
+//!
+//! A dead connection gets a new link, and the requests that wait for one go on. At a handover a
+//! live connection gets one too. From then on requests are sent on the new link alone; those under
+//! way on the old one may be answered there for a while, and are sent anew when it is over. So none
+//! is lost, and none is answered twice: its word says over which link it may be.
+
+use super::{
+    attachment::{answer, Attachment, AttachmentRef},
+    connection::{Connection, ConnectionRef, Tx},
+    device::Device,
+    keeper::Presence,
+    link::{Death, Link},
+    receive::Receiver,
+    teardown,
+};
+use crate::{
+    abstractions::{block::mq::Disk, kthread::Thread, net::socket::Socket},
+    protocol::request::Route,
+};
+use kernel::{
+    prelude::*,
+    sync::{Arc, MutexGuard},
+    time::{delay::fsleep, Delta},
+};
+
+/// How long the server behind an old socket has to answer what it was asked.
+const HANDOVER_GRACE_MS: u32 = 2000;
+
+/// How long whoever sends on the old socket has to finish.
+const SENDER_GRACE_MS: u32 = 1000;
+
+/// How often it is looked whether they have.
+const TICK: Delta = Delta::from_millis(1);
+
+/// Which connections get another socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Dead ones.
+    Dead,
+    /// Dead ones, and when these have theirs, live ones.
+    All,
+}
+
+/// A link that another has taken the place of.
+struct Old<'a> {
+    connection: &'a ConnectionRef,
+    link: Arc<Link>,
+    receiver: Thread<Receiver>,
+}
+
+/// Gives connections of a running generation other sockets. Returns how many were taken, when the
+/// old ones are released. Sleeps, for a bounded time; no lock may be held.
+///
+/// # Errors
+///
+/// `ENOTCONN` if the generation has ended; else what making a receiver fails with: connections that
+/// were done before have their new sockets.
+pub(super) fn sockets(
+    disk: &Disk<Device>,
+    attachment: &AttachmentRef,
+    sockets: KVec<Socket>,
+    scope: Scope,
+) -> Result<usize> {
+    let mut old = KVec::with_capacity(sockets.len(), GFP_KERNEL)?;
+    let result = put_all(disk, attachment, sockets, scope, &mut old);
+    disk.kick_requeued();
+    let taken = old.len();
+    retire(disk, attachment, old);
+    result.map(|()| taken)
+}
+
+fn put_all<'a>(
+    disk: &Disk<Device>,
+    attachment: &'a AttachmentRef,
+    sockets: KVec<Socket>,
+    scope: Scope,
+    old: &mut KVec<Old<'a>>,
+) -> Result {
+    let mut presence = attachment.presence.lock();
+    if presence.closed {
+        return Err(ENOTCONN);
+    }
+    let mut sockets = sockets.into_iter();
+    let scopes: &[bool] = match scope {
+        Scope::Dead => &[true],
+        Scope::All => &[true, false],
+    };
+    for &dead in scopes {
+        for connection in &attachment.connections {
+            let done = || {
+                old.iter()
+                    .any(|old| old.connection.index == connection.index)
+            };
+            if connection.is_dead() != dead || done() {
+                continue;
+            }
+            let Some(socket) = sockets.next() else {
+                return Ok(());
+            };
+            let replaced = put(disk, attachment, &mut presence, connection, socket)?;
+            old.push(replaced, GFP_KERNEL)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives one connection another socket.
+fn put<'a>(
+    disk: &Disk<Device>,
+    attachment: &'a AttachmentRef,
+    presence: &mut Presence,
+    connection: &'a ConnectionRef,
+    socket: Socket,
+) -> Result<Old<'a>> {
+    let place = presence
+        .receivers
+        .get_mut(usize::from(connection.index))
+        .ok_or(ENOTCONN)?;
+    let route = Route {
+        connection: connection.index,
+        epoch: connection.link().route.epoch.wrapping_add(1),
+    };
+    socket.set_memalloc();
+    socket.set_send_timeout(attachment.timeout());
+    let link = Link::new(route, socket)?;
+    let receiver = Receiver::start(disk, attachment, connection, link.clone())?;
+
+    let mut tx = lock_sender(attachment, connection);
+    let partial = tx.partial.take();
+    let (replaced, was_dead) = connection.put_link(&mut tx, link.clone());
+    drop(tx);
+    if was_dead {
+        attachment.count_revived();
+    }
+    // What was sent in part is sent anew.
+    if let Some(partial) = partial {
+        if let Some(sending) = partial.request.data().word.resume(partial.mark) {
+            if let Some(claim) = sending.abandon() {
+                answer(&partial.request, claim, attachment.fate());
+            }
+        }
+    }
+    // Who ends the generation kills the links that he sees.
+    if attachment.is_draining() {
+        attachment.kill(connection, &link, Death::Retired);
+    }
+    dev_info!(
+        disk.device(),
+        "connection {}: {} socket\n",
+        connection.index,
+        if was_dead {
+            "reconnected with a new"
+        } else {
+            "handed over to another"
+        }
+    );
+    Ok(Old {
+        connection,
+        link: replaced,
+        receiver: core::mem::replace(place, receiver),
+    })
+}
+
+/// Waits for whoever sends on a connection. If he waits for the server, his link is killed.
+fn lock_sender<'a>(attachment: &Attachment, connection: &'a Connection) -> MutexGuard<'a, Tx> {
+    for _ in 0..SENDER_GRACE_MS {
+        if let Some(tx) = connection.tx.try_lock() {
+            if tx.partial.is_none() || tx.link.is_dead() {
+                return tx;
+            }
+        }
+        fsleep(TICK);
+    }
+    attachment.kill(connection, &connection.link(), Death::HandedOver);
+    connection.tx.lock()
+}
+
+/// Releases links whose places are taken, once no request is on them or their time is over.
+fn retire(disk: &Disk<Device>, attachment: &AttachmentRef, old: KVec<Old<'_>>) {
+    for _ in 0..HANDOVER_GRACE_MS {
+        let busy = |old: &Old<'_>| !old.link.is_dead() && awaits_answers(disk, old.link.route);
+        if !old.iter().any(busy) {
+            break;
+        }
+        fsleep(TICK);
+    }
+    for Old {
+        connection,
+        link,
+        receiver,
+    } in old
+    {
+        if !link.is_dead() {
+            // If it cannot be told at once it sees the end.
+            let _ = teardown::send_goodbye(&link);
+        }
+        attachment.kill(connection, &link, Death::HandedOver);
+        // Its socket is shut down: it is on its way.
+        drop(receiver);
+        connection.forget_leaving();
+    }
+}
+
+/// Whether an answer is awaited over a link.
+fn awaits_answers(disk: &Disk<Device>, route: Route) -> bool {
+    let mut any = false;
+    disk.for_each_request(|request| any |= request.data().word.route() == Some(route));
+    any
+}
