@@ -7,7 +7,7 @@
 use crate::{
     abstractions::block::mq::Disk,
     abstractions::net::genetlink::{
-        attribute_size, Info, Nest, Operation, PutAttributes, Validation,
+        attribute_size, Info, Message, Nest, Operation, PutAttributes, Validation,
     },
     driver::{device::Device, devices::Devices},
     protocol::{
@@ -41,24 +41,30 @@ impl Operation<Arc<Devices>> for Status {
         };
         let devices = info.data();
         let count = match index {
-            // Some may be added meanwhile.
-            ALL => devices.count().saturating_add(8),
+            ALL => devices.count(),
             _ => 1,
         };
-        let mut reply = info.new_reply(attribute_size(ITEM.saturating_mul(count)))?;
-        let mut list = reply.nest_unmarked(attribute::DEVICE_LIST)?;
-        if index == ALL {
-            devices.try_for_each(|disk| put(&mut list, disk))?;
-        } else if let Some(entry) = devices.find(index) {
-            put(&mut list, entry.disk())?;
-        }
-        list.end().inspect_err(|_| {
+        // Some may be added meanwhile.
+        let room = attribute_size(ITEM.saturating_mul(count.saturating_add(8)));
+        let mut reply = info.new_reply(room)?;
+        fill(&mut reply, devices, index).inspect_err(|_| {
             info.ext_ack().say(fmt!(
                 "{count} devices are too many for one reply: ask by index"
             ));
         })?;
         info.reply(reply)
     }
+}
+
+/// Fails if there is no room.
+fn fill(reply: &mut Message, devices: &Devices, index: u32) -> Result {
+    let mut list = reply.nest_unmarked(attribute::DEVICE_LIST)?;
+    if index == ALL {
+        devices.try_for_each(|disk| put(&mut list, disk))?;
+    } else if let Some(entry) = devices.find(index) {
+        put(&mut list, entry.disk())?;
+    }
+    list.end()
 }
 
 fn put(list: &mut Nest<'_>, disk: &Disk<Device>) -> Result {
