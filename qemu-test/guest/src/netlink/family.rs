@@ -83,11 +83,6 @@ impl Family {
         Ok(Some(found))
     }
 
-    /// The family has this command.
-    pub fn has(&self, command: u8) -> bool {
-        self.operations.iter().any(|operation| operation.command == u32::from(command))
-    }
-
     /// The types of the attributes that a command can have, by their numbers.
     pub fn policy(&self, command: u8) -> Result<BTreeMap<u16, NlaType>> {
         let request = GenlCtrl {

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{connected, found, ok};
+use super::{connected, ok};
 use crate::attach::{Setup, with_attached};
 use crate::device::{flag, open_direct, round_trip, wait_idle};
 use crate::netlink::{Client, Listener, Message, attr, attr_u32, attr_u64, command, to_bytes};
 use crate::process::PATIENCE;
 use crate::server::{Export, Server, Transport};
-use crate::tests::{Context, Test, skip};
+use crate::tests::{Context, Test};
 
 pub const TESTS: &[Test] = &[
     Test::new(
@@ -42,11 +42,7 @@ fn link_dead(_: &Context) -> Result<()> {
 }
 
 fn connect(_: &Context) -> Result<()> {
-    let family = found()?;
-    if !family.has(command::CONNECT) {
-        return skip("the driver has no CONNECT");
-    }
-    let client = Client::of(&family)?;
+    let client = Client::open()?;
     let server = Server::new(Export::memory(1 << 20)?);
     let flags = attr_u64(attr::SERVER_FLAGS, flag::HAS_FLAGS | flag::CAN_MULTI_CONN);
     for want in [Some(1), None] {
