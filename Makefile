@@ -3,7 +3,10 @@
 # (What Kbuild builds is in Kbuild.)
 
 .DEFAULT_GOAL := module
-.PHONY: module demo test quick shell paths host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
+.PHONY: module demo test kunit quick shell paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
+
+# DEBUG=1: the debug kernel instead of the stock one.
+debug := $(if $(DEBUG),--debug)
 
 module: ## build rnbd.ko for the stock kernel; KDIR=DIR: for the kernel with that build directory
 	@toolchain/module "$(KDIR)"
@@ -11,17 +14,23 @@ module: ## build rnbd.ko for the stock kernel; KDIR=DIR: for the kernel with tha
 demo: ## boot that kernel and show the driver at work with real programs
 	@toolchain/qemu demo
 
-test: ## run all tests, on the host and in the machine; T="NAME GLOB": only those
-	@toolchain/test $(T)
+test: ## run all tests, on the host and in the machine; T="NAME GLOB": only those; DEBUG=1: in the debug kernel
+	@toolchain/test $(debug) $(T)
+
+kunit: ## run the tests that are part of the module, in the debug kernel
+	@toolchain/qemu kunit
 
 quick: ## after an edit: rebuild, boot, run the quick tests; T="NAME GLOB": only those
-	@toolchain/qemu test --quick $(T)
+	@toolchain/qemu $(debug) test --quick $(T)
 
-shell: ## a shell in the machine, with rnbd.ko loaded
-	@toolchain/qemu shell
+shell: ## a shell in the machine, with rnbd.ko loaded; DEBUG=1: in the debug kernel
+	@toolchain/qemu $(debug) shell
 
-paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root are
-	@toolchain/paths
+paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root are; DEBUG=1: the debug kernel too
+	@toolchain/paths $(debug)
+
+debug-kernel: ## build the kernel with KASAN, lockdep and the like, if there is none; print its directory
+	@toolchain/debug-kernel
 
 host-test: ## run the tests that need no kernel
 	@toolchain/host-test
@@ -57,5 +66,5 @@ distclean: ## remove the whole cache: toolchain root, kernel, builds
 	@toolchain/clean --all
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\): ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\): ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 	@echo 'KERNEL=7.3 chooses another kernel series, MIRROR=URL another place for packages, XDG_CACHE_HOME=DIR for the cache.'

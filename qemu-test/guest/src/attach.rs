@@ -173,7 +173,7 @@ impl Attachment {
 
     /// Waits for NBD_DO_IT to return by itself.
     pub fn ended(self) -> Result<Result<i32, Errno>> {
-        match self.result.recv_timeout(PATIENCE) {
+        match self.result.recv_timeout(*PATIENCE) {
             Ok(result) => Ok(result),
             Err(RecvTimeoutError::Disconnected) => bail!("the NBD_DO_IT thread died"),
             Err(RecvTimeoutError::Timeout) => {

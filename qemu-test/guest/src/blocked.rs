@@ -66,7 +66,7 @@ impl Blocked {
 
     /// The request must fail now, within the patience that we have with everything.
     pub fn fails(&self, why: &str) -> Result<()> {
-        let result = self.result.recv_timeout(PATIENCE).with_context(|| {
+        let result = self.result.recv_timeout(*PATIENCE).with_context(|| {
             let told = describe_task(std::process::id() as i32);
             format!("{} hangs after {why}\n{told}", self.what)
         })?;

@@ -34,7 +34,14 @@ impl Ktap {
         }
     }
 
-    pub fn result(&mut self, name: &str, verdict: &Verdict, time: Duration) {
+    /// The result of a check that passes if there are no problems.
+    pub fn judge(&mut self, name: &str, problems: &[String]) {
+        problems.iter().for_each(|problem| self.diagnostic(problem));
+        let verdict = if problems.is_empty() { Verdict::Pass } else { Verdict::Fail };
+        self.result(name, &verdict, None);
+    }
+
+    pub fn result(&mut self, name: &str, verdict: &Verdict, time: Option<Duration>) {
         self.number += 1;
         let (word, directive) = match verdict {
             Verdict::Pass => ("ok", String::new()),
@@ -46,8 +53,8 @@ impl Ktap {
         if *verdict == Verdict::Fail {
             self.failed += 1;
         }
-        let time = time.as_millis();
-        say(&format!("{word} {} - {name} #{directive} time={time}ms", self.number));
+        let time = time.map(|time| format!(" time={}ms", time.as_millis())).unwrap_or_default();
+        say(&format!("{word} {} - {name} #{directive}{time}", self.number));
     }
 
     pub fn bail_out(&self, why: &str) {

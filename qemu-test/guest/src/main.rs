@@ -7,6 +7,8 @@ mod demo;
 mod device;
 mod kmsg;
 mod ktap;
+mod kunit;
+mod leaks;
 mod modules;
 mod mounted;
 mod netlink;
@@ -35,6 +37,8 @@ struct Cli {
 enum Command {
     /// Run tests and print KTAP on standard output
     Run(runner::Args),
+    /// Load rnbd.ko in a kernel that has KUnit, and print the results of its own tests as KTAP
+    Kunit(kunit::Args),
     /// List the tests
     List {
         #[command(flatten)]
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
             runner::list(&selection, names_only).map(|()| ExitCode::SUCCESS)
         }
         Command::Run(args) => runner::run(&args),
+        Command::Kunit(args) => kunit::run(&args),
         Command::Body(args) => runner::body(args),
     };
     result.unwrap_or_else(|error| {

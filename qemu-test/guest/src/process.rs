@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -14,10 +15,16 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 /// Bound of every wait for a condition: far above what any of them takes, even under emulation.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub static PATIENCE: LazyLock<Duration> = LazyLock::new(|| patient(20));
+
+/// This many seconds, and more in a kernel that the harness knows to be slow: bounds alone are to be made so.
+pub fn patient(seconds: u64) -> Duration {
+    let factor = std::env::var("RNBD_PATIENCE").ok().and_then(|factor| factor.parse().ok());
+    Duration::from_secs(seconds * factor.unwrap_or(1))
+}
 
 pub fn wait_for(what: &str, condition: impl FnMut() -> bool) -> Result<()> {
-    wait_for_within(PATIENCE, what, condition)
+    wait_for_within(*PATIENCE, what, condition)
 }
 
 pub fn wait_for_within(bound: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
@@ -103,7 +110,7 @@ impl Child {
         loop {
             let mut poll =
                 [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&self.ready), nix::poll::PollFlags::POLLIN)];
-            let bound = nix::poll::PollTimeout::try_from(PATIENCE)?;
+            let bound = nix::poll::PollTimeout::try_from(*PATIENCE)?;
             ensure!(nix::poll::poll(&mut poll, bound)? > 0, "child {} says nothing", self.pid);
             ensure!(self.ready.read(&mut byte)? == 1, "child {} ended early", self.pid);
             if byte[0] == b'\n' {
@@ -241,7 +248,7 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> std::sync::mpsc::Receiver<
 
 /// Runs a program that must succeed; its standard output is returned.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
-    let output = run_within(Duration::from_secs(90), Command::new(program).args(args))?;
+    let output = run_within(patient(90), Command::new(program).args(args))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
         output.status.success(),

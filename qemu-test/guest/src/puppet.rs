@@ -42,7 +42,7 @@ impl Puppet {
     }
 
     fn greet(control: UnixStream, next: Option<UnixStream>, child: Option<Child>) -> Result<Puppet> {
-        control.set_read_timeout(Some(PATIENCE))?;
+        control.set_read_timeout(Some(*PATIENCE))?;
         let mut puppet = Puppet { pid: 0, control: BufReader::new(control), next, child };
         puppet.pid = puppet.answer().context("a new process")?.parse()?;
         Ok(puppet)

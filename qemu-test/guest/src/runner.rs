@@ -17,8 +17,9 @@ use nix::unistd::Pid;
 
 use crate::kmsg::{Log, complaints, mark};
 use crate::ktap::{Ktap, Verdict};
+use crate::leaks::Leaks;
 use crate::modules::{Driver, leftovers};
-use crate::process::{descendants, describe_task, pipe, wait_for, wait_for_within};
+use crate::process::{descendants, describe_task, patient, pipe, wait_for, wait_for_within};
 use crate::tests::{self, Context as TestContext, Skip, Test};
 
 #[derive(clap::Args)]
@@ -96,19 +97,24 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let file = args.driver.file(&args.modules);
     ensure!(file.exists(), "{} does not exist; name its directory with --modules", file.display());
     prepare_system()?;
-    let mut ktap = Ktap::begin(selected.len());
+    // What the C driver loses is its own affair.
+    let leaks = if args.driver == Driver::Rnbd { Leaks::watch()? } else { None };
+    let mut ktap = Ktap::begin(selected.len() + usize::from(leaks.is_some()));
     for test in selected {
         if let Err(error) = run_one(args, test, &mut ktap) {
             ktap.bail_out(&format!("{error:#}").replace('\n', "; "));
             return Ok(ExitCode::FAILURE);
         }
     }
+    if let Some(leaks) = leaks {
+        ktap.judge("kernel.leaks", &leaks.found()?);
+    }
     Ok(if ktap.all_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What the tests need of any booted system: a loopback interface, debugfs, qemu-nbd's directory for its socket,
 /// orphans that come to us, neither driver loaded.
-fn prepare_system() -> Result<()> {
+pub fn prepare_system() -> Result<()> {
     // SAFETY: makes this process the reaper of its orphaned descendants; no memory is involved.
     let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
     Errno::result(result).context("PR_SET_CHILD_SUBREAPER")?;
@@ -140,8 +146,14 @@ fn prepare_system() -> Result<()> {
 }
 
 /// What a test must leave as it found it.
-struct Before {
+pub struct Before {
     sockets: u64,
+}
+
+impl Before {
+    pub fn now() -> Before {
+        Before { sockets: sockets_in_use() }
+    }
 }
 
 fn sockets_in_use() -> u64 {
@@ -155,7 +167,7 @@ fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
     mark(&format!("start {}", test.name));
     let start = Instant::now();
     let mut log = Log::from_now()?;
-    let before = Before { sockets: sockets_in_use() };
+    let before = Before::now();
     let mut problems = Vec::new();
     let mut verdict = Verdict::Pass;
     let loaded = match test.params {
@@ -194,7 +206,7 @@ fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
             other => other,
         };
     }
-    ktap.result(test.name, &verdict, start.elapsed());
+    ktap.result(test.name, &verdict, Some(start.elapsed()));
     mark(&format!("end {}", test.name));
     cleaned
 }
@@ -212,7 +224,7 @@ fn run_body(args: &Args, test: &Test, ktap: &Ktap, problems: &mut Vec<String>) -
     // The command holds our copies of the pipe's write end.
     drop(command);
     let lines = read_lines(reader);
-    let limit = Duration::from_secs(test.limit);
+    let limit = patient(test.limit);
     let pid = child.id() as i32;
     let mut status = None;
     let ended = wait_for_within(limit, "the test to end", || {
@@ -277,7 +289,7 @@ fn kill_all(root: i32) {
 
 /// Ends what the test left running, unloads the driver and looks for what remains. An error means that the
 /// driver cannot be unloaded, so that nothing more can be run.
-fn clean_up(driver: Driver, before: &Before, problems: &mut Vec<String>) -> Result<()> {
+pub fn clean_up(driver: Driver, before: &Before, problems: &mut Vec<String>) -> Result<()> {
     let me = std::process::id() as i32;
     let reaped = wait_for("left-over processes to die", || {
         kill_all(me);

@@ -43,7 +43,7 @@ impl Uevents {
     pub fn wait(&self, action: &str, suffix: &str) -> Result<()> {
         let start = Instant::now();
         let mut seen = Vec::new();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < *PATIENCE {
             let new = self.pending()?;
             let hit = |event: &String| {
                 event.strip_prefix(action).is_some_and(|rest| rest.starts_with('@'))

@@ -16,9 +16,11 @@ use crate::machine::{Accel, Machine, Ports, Size};
 use crate::runs;
 use crate::terminal::{Terminal, seconds};
 
+mod kunit;
 mod selftest;
 mod test;
 
+pub use kunit::{KunitArgs, kunit};
 pub use selftest::{SelftestArgs, selftest};
 pub use test::{TestArgs, test};
 
@@ -49,11 +51,17 @@ pub struct Places {
     /// The test program; by default the one beside this program
     #[arg(long, value_name = "FILE")]
     test_program: Option<PathBuf>,
+    /// What the kernel is called in messages
+    #[arg(long, value_name = "NAME", default_value = "stock kernel")]
+    kernel_name: String,
     #[command(flatten)]
     size: Size,
     /// Seconds after which the machine is killed
     #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
     time_limit: u64,
+    /// How many times longer than usual the guest's tests wait before they give up
+    #[arg(long, value_name = "FACTOR", default_value_t = 1)]
+    patience: u32,
 }
 
 /// A driver, or both.
@@ -140,7 +148,8 @@ impl Places {
         let folder = runs::next(&self.work.join("runs"), name)?;
         terminal.busy("initramfs");
         let initramfs = folder.join("initramfs");
-        let store = self.work.join("initramfs");
+        // One for each kernel, or each would undo what is kept for the other.
+        let store = self.work.join("initramfs").join(release);
         initramfs::build(&sources, job, &store, &initramfs)?;
         let (accel, note) = kvm::choose(&self.size, &kernel, &store);
         let note = note.unwrap_or_else(|| format!("{accel:?}").to_uppercase());
@@ -185,7 +194,7 @@ impl Prepared<'_> {
             match &message {
                 Message::Started(after, release) => {
                     let machine = format!("{} CPUs, {} MiB, {}", size.cpus, size.memory, self.note);
-                    let text = format!("the stock kernel {release} boots");
+                    let text = format!("the {} {release} boots", self.places.kernel_name);
                     terminal.good(&format!("{text:<78} {:>7}", seconds(*after)));
                     terminal.detail(&machine);
                     terminal.busy("");

@@ -26,6 +26,9 @@ const STARTED: &str = "Run /init as init process";
 /// Written by `rnbd-test` to the kernel log.
 const MARK: &str = "rnbd-test: ";
 
+/// KUnit's words: a suite begins. Its cases' results follow, and then its own.
+const SUITE: &str = "# Subtest: ";
+
 /// One report of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Complaint {
@@ -47,6 +50,14 @@ pub struct Detector {
     test: Option<String>,
     last: Option<usize>,
     found: Vec<Complaint>,
+    suite: Option<Suite>,
+}
+
+/// A suite of KUnit that runs.
+struct Suite {
+    name: String,
+    /// How many reports there were when its present case began.
+    found: usize,
 }
 
 impl Detector {
@@ -61,6 +72,14 @@ impl Detector {
                 Some(("end", _)) => self.test = None,
                 _ => {}
             }
+            return false;
+        }
+        if let Some(name) = text.strip_prefix(SUITE) {
+            self.suite = Some(Suite { name: name.to_owned(), found: self.found.len() });
+            self.test = Some(name.to_owned());
+            return false;
+        }
+        if self.case_ended(text) {
             return false;
         }
         if !self.started || HARMLESS.iter().any(|harmless| text.contains(harmless)) {
@@ -81,7 +100,28 @@ impl Detector {
         false
     }
 
-    /// The test that runs now, by its marks.
+    /// KUnit names a case when it has ended: what the kernel complained of since the one before is that case's.
+    fn case_ended(&mut self, text: &str) -> bool {
+        let Some(suite) = &mut self.suite else { return false };
+        let result = text.strip_prefix("ok ").or_else(|| text.strip_prefix("not ok "));
+        let Some((number, name)) = result.and_then(|result| result.split_once(' ')) else { return false };
+        if number.parse::<u32>().is_err() {
+            return false;
+        }
+        let name = name.split(' ').next().unwrap_or(name);
+        if name == suite.name {
+            self.suite = None;
+            self.test = None;
+            return true;
+        }
+        for complaint in &mut self.found[suite.found..] {
+            complaint.test = Some(format!("{}.{name}", suite.name));
+        }
+        suite.found = self.found.len();
+        true
+    }
+
+    /// The test that runs now, by its marks; of KUnit's, the suite.
     pub fn running(&self) -> Option<&str> {
         self.test.as_deref()
     }
@@ -189,6 +229,22 @@ mod tests {
         assert_eq!(complaints[0].line, 6);
         assert_eq!(complaints[0].context.len(), 4);
         assert_eq!((complaints[1].text.as_str(), complaints[1].test.as_deref()), ("BUG: later", None));
+    }
+
+    #[test]
+    fn a_report_during_a_case_of_kunit_is_that_cases() {
+        let log = "[    4.0]     # Subtest: suite\n\
+            [    4.0]     1..3\n\
+            [    5.0]     ok 1 first\n\
+            [    5.1] BUG: KASAN: slab-use-after-free in x+0x1/0x2 [rnbd]\n\
+            [    5.2]     ok 2 second\n\
+            [    5.3]     not ok 3 third # SKIP no\n\
+            [    5.3] ok 1 suite\n\
+            [    9.0] BUG: later\n";
+        let complaints = found(log);
+        assert_eq!(complaints.len(), 2);
+        assert_eq!(complaints[0].test.as_deref(), Some("suite.second"));
+        assert_eq!(complaints[1].test, None);
     }
 
     #[test]

@@ -34,18 +34,26 @@ enum Command {
     ///
     /// Prints a line a test and, last, `N passed, N failed`. Any complaint of the kernel (WARNING, BUG, KASAN,
     /// lockdep, a hung task, ...) fails the test during which it came.
+    #[command(args_override_self = true)]
     Test(commands::TestArgs),
+    /// Load the module in a kernel that has KUnit, which runs the module's own tests
+    #[command(args_override_self = true)]
+    Kunit(commands::KunitArgs),
     /// Show the driver at work with real programs, a line a step
+    #[command(args_override_self = true)]
     Demo(commands::DemoArgs),
     /// A shell in the guest, with the driver loaded
+    #[command(args_override_self = true)]
     Shell(commands::ShellArgs),
     /// Check this harness: provoke each kind of failure in a guest and see that it is told
+    #[command(args_override_self = true)]
     Selftest(commands::SelftestArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(args) => commands::test(&args),
+        Command::Kunit(args) => commands::kunit(&args),
         Command::Demo(args) => commands::demo(&args),
         Command::Shell(args) => commands::shell(&args),
         Command::Selftest(args) => commands::selftest(&args),

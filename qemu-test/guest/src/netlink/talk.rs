@@ -146,7 +146,7 @@ where
     send(socket, &bytes)?;
     let mut replies = Vec::new();
     loop {
-        ensure!(readable(socket, PATIENCE)?, "netlink did not answer for {} s", PATIENCE.as_secs());
+        ensure!(readable(socket, *PATIENCE)?, "netlink did not answer for {} s", PATIENCE.as_secs());
         for (header, part) in datagram(socket)? {
             ensure!(header.sequence_number == sequence, "an answer to another request: {header:?}");
             match part {

@@ -113,7 +113,7 @@ fn restarts(context: &Context) -> Result<()> {
         wait_for("the device to lose its server", || !attached(0) || client.ended())?;
         fs::remove_file(&socket)?;
         server = QemuNbd::listen(Path::new(&socket), &image, 4)?;
-        let back = wait_for_within(PATIENCE, "nbd-client to come back", || {
+        let back = wait_for_within(*PATIENCE, "nbd-client to come back", || {
             client.ended() || (attached(0) && capacity(0) == SIZE)
         });
         let said = client.said();

@@ -64,20 +64,35 @@ fn run(args: &TestArgs, driver: &str, names: &[String], watch: &Watch) -> Result
         let quick = if args.quick { " --quick" } else { "" };
         let names: Vec<String> = left.iter().map(|name| quoted(name)).collect();
         let names = names.join(" ");
-        format!("job() {{ rnbd-test run --driver {driver} --modules /modules{quick} -- {names}; }}\n")
+        format!("rnbd-test run --driver {driver} --modules /modules{quick} -- {names}")
     };
     let report = Report::new(driver, driver == "nbd");
     let (report, last) = boot_until_done(&args.places, report, names, &job, watch)?;
-    let terminal = &watch.terminal;
+    conclude(&report, &last, watch)?;
+    Ok(report)
+}
+
+/// Shows what a reader must know at the end, and keeps the report.
+pub fn conclude(report: &Report, last: &Prepared, Watch { terminal, .. }: &Watch) -> Result<()> {
     report.summarise(terminal);
     let json = last.folder.join("results.json");
     report.write(&json)?;
     terminal.line(&format!("  console log: {}", last.console()));
-    terminal.line(&format!("  results:     {}", args.places.outside(&json)));
-    Ok(report)
+    terminal.line(&format!("  results:     {}", last.places.outside(&json)));
+    Ok(())
 }
 
-/// Boots the job for `names`, and, after a boot that ended before its tests did, again for those that are left.
+/// Prints the last line of a run of tests, and gives its exit status.
+pub fn tally(passed: usize, failed: usize, interrupted: bool, terminal: &Terminal) -> ExitCode {
+    terminal.line(&format!("{passed} passed, {failed} failed"));
+    match (interrupted, failed) {
+        (true, _) => ExitCode::from(130),
+        (_, 0) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Boots the command that `job` gives for `names`, and, after a boot that ended before its tests did, again for those that are left.
 /// Returns the report, and what was booted last.
 pub fn boot_until_done<'a>(
     places: &'a Places,
@@ -89,7 +104,8 @@ pub fn boot_until_done<'a>(
     let mut left = names.to_vec();
     loop {
         let folder = format!("test-{}", report.driver());
-        let prepared = places.prepare(&folder, &job(&left), report.driver() == "rnbd", terminal)?;
+        let job = format!("job() {{ export RNBD_PATIENCE={}; {}; }}\n", places.patience, job(&left));
+        let prepared = places.prepare(&folder, &job, report.driver() == "rnbd", terminal)?;
         report.boot(&prepared.log_name());
         let outcome = prepared.boot(terminal, interrupts, &mut |message| match message {
             Message::Started(after, release) => report.started(after, release),
@@ -143,10 +159,5 @@ pub fn test(args: &TestArgs) -> Result<ExitCode> {
             interrupted = ended;
         }
     }
-    watch.terminal.line(&format!("{passed} passed, {failed} failed"));
-    Ok(match (interrupted, failed) {
-        (true, _) => ExitCode::from(130),
-        (_, 0) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
+    Ok(tally(passed, failed, interrupted, &watch.terminal))
 }

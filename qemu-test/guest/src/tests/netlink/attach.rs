@@ -29,7 +29,7 @@ fn link_dead(_: &Context) -> Result<()> {
     let dead = Some(Message { command: command::LINK_DEAD, payload: to_bytes(&[attr_u32(attr::INDEX, 0)]) });
     with_attached(&server, Setup::for_server(&server).connections(2), |_| {
         server.close_one(0);
-        let first = listener.next(PATIENCE)?;
+        let first = listener.next(*PATIENCE)?;
         ensure!(first == dead, "when a connection died the group was told {first:?}");
         round_trip(&open_direct("/dev/nbd0")?, 0, &[1; 4096])
     })?;
