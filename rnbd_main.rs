@@ -9,6 +9,8 @@
 //! * `protocol`: the protocol and the state machines, apart from any kernel. No unsafe code.
 //! * `abstractions`: safe wrappers that the kernel crate lacks. All unsafe code.
 //! * `bindings`: C functions that `kernel::bindings` lacks.
+//!
+//! * `kunit`: tests of the above that run in a kernel that has KUnit, and are not there in others.
 
 use kernel::prelude::*;
 
@@ -16,6 +18,8 @@ mod abstractions;
 mod bindings;
 #[forbid(unsafe_code)]
 mod driver;
+#[cfg(CONFIG_KUNIT = "y")]
+mod kunit;
 // A crate of its own on the host: what is public there may be unused here.
 #[allow(dead_code, unreachable_pub)]
 #[forbid(unsafe_code)]

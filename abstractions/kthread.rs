@@ -15,6 +15,8 @@ pub(crate) trait Body: Send + 'static {
 
 /// A kernel thread. Dropping this waits until the thread has ended: see first that it will.
 ///
+/// A wait that signals interrupt is then interrupted, in the thread, as if by one.
+///
 /// # Invariants
 ///
 /// `task` is a thread started with `body`, with a reference that is this value's.

@@ -172,7 +172,7 @@ pub(crate) struct RequestData {
 }
 
 /// The kernel's atomics for [`Word`].
-pub(super) struct RequestWord(Atomic<u64>);
+pub(crate) struct RequestWord(Atomic<u64>);
 
 impl AtomicWord for RequestWord {
     fn new(value: u64) -> Self {

@@ -36,4 +36,6 @@ mod teardown;
 mod timeout;
 mod transmit;
 
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) use device::RequestWord;
 pub(crate) use module::Module;
