@@ -23,7 +23,7 @@ use crate::process::{Child, have, run, wait_for};
 use crate::puppet::{Answer, Puppet};
 use crate::server::{Command, Export, Server, Transport};
 
-const SILENT_ON_NBD: &str = "EBUSY, but the log speaks of another task instead of who holds the device";
+const SILENT_ON_NBD: &str = "EBUSY, but the log does not say who holds the device";
 
 pub const TESTS: &[Test] = &[
     Test::new("claim.ext4", "a mounted ext4 keeps its device from another image", ext4)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Many tasks that set up, tear down, open, close and die at once, in an order that nobody chose. What counts is
-//! that it settles. These come last: where a driver has a task that cannot be killed, nothing can come after.
+//! that it settles. These come late: where a driver has a task that cannot be killed, nothing can come after in the
+//! same boot.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
