@@ -49,13 +49,6 @@ impl Receiver {
         };
         let (device, index) = (disk.data().index, connection.index);
         Thread::spawn(fmt!("nbd{device}-recv{index}"), receiver)
-            .inspect_err(|_| Self::count_out(attachment))
-    }
-
-    fn count_out(attachment: &AttachmentRef) {
-        Attachment::tell_keeper(attachment, |end| {
-            end.receivers = end.receivers.saturating_sub(1);
-        });
     }
 
     /// Reads one reply, and what follows it.
@@ -135,9 +128,23 @@ impl Body for Receiver {
             }
         };
         self.attachment.kill(&self.connection, &self.link, death);
-        self.attachment
-            .release_stranded(&self.disk, self.link.route);
-        Self::count_out(&self.attachment);
+    }
+}
+
+impl Drop for Receiver {
+    /// Sees to the requests on its link, also if the thread was stopped before it had begun.
+    fn drop(&mut self) {
+        let Self {
+            disk,
+            attachment,
+            connection,
+            link,
+        } = self;
+        attachment.kill(connection, link, Death::Retired);
+        attachment.release_stranded(disk, link.route);
+        Attachment::tell_keeper(attachment, |end| {
+            end.receivers = end.receivers.saturating_sub(1);
+        });
     }
 }
 

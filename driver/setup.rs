@@ -61,9 +61,9 @@ impl fmt::Display for Explained<'_> {
         let life = || self.disk.data().setup.lock();
         match self.refusal {
             Refusal::Owned => match life().owner() {
-                Some(owner) => f.write_fmt(fmt!(
-                    "being set up by {owner}: wait for it, or end its setup with NBD_CLEAR_SOCK"
-                )),
+                Some(owner) => {
+                    f.write_fmt(fmt!("being set up by {owner}: wait, or NBD_CLEAR_SOCK"))
+                }
                 None => write!(f, "being set up by another process"),
             },
             Refusal::Running | Refusal::Netlink => match life().owner() {

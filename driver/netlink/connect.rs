@@ -68,10 +68,17 @@ impl Operation<Arc<Devices>> for Connect {
         let index = request.attach(info, index)?;
 
         // The device serves, whether or not that can be said.
-        let mut reply = info.new_reply(attribute_size(size_of::<u32>()))?;
-        reply.put_u32(attribute::INDEX, index)?;
-        info.reply(reply)
+        if let Err(error) = reply(info, index) {
+            pr_warn!("nbd{index}: attached, but nobody could be told ({error:?})\n");
+        }
+        Ok(())
     }
+}
+
+fn reply(info: &Request<'_>, index: u32) -> Result {
+    let mut reply = info.new_reply(attribute_size(size_of::<u32>()))?;
+    reply.put_u32(attribute::INDEX, index)?;
+    info.reply(reply)
 }
 
 /// Which backend a request names.

@@ -3,7 +3,7 @@
 
 use std::sync::mpsc::{Receiver, channel};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::errno::Errno;
 
 use crate::device::{io_errno, open_direct, read_direct, write_direct};
@@ -66,12 +66,22 @@ impl Blocked {
 
     /// The request must fail now, within the patience that we have with everything.
     pub fn fails(&self, why: &str) -> Result<()> {
+        ensure!(self.ends(why)?.is_err(), "{} succeeded after {why}", self.what);
+        Ok(())
+    }
+
+    /// The request must be answered now.
+    pub fn succeeds(&self, why: &str) -> Result<()> {
+        let result = self.ends(why)?;
+        result.map_err(|errno| anyhow!("{} failed after {why}: {errno}", self.what))
+    }
+
+    fn ends(&self, why: &str) -> Result<Result<(), Errno>> {
         let result = self.result.recv_timeout(*PATIENCE).with_context(|| {
             let told = describe_task(std::process::id() as i32);
             format!("{} hangs after {why}\n{told}", self.what)
         })?;
         println!("{} got {result:?} after {why}", self.what);
-        ensure!(result.is_err(), "{} succeeded after {why}", self.what);
-        Ok(())
+        Ok(result)
     }
 }

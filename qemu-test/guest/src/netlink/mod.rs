@@ -54,6 +54,10 @@ pub mod attr {
     pub const DEVICE_CONNECTED: u16 = 2;
 }
 
+pub fn attr_flag(number: u16) -> DefaultNla {
+    DefaultNla::new(number, vec![])
+}
+
 pub fn attr_u8(number: u16, value: u8) -> DefaultNla {
     DefaultNla::new(number, vec![value])
 }

@@ -3,6 +3,7 @@
 
 mod attach;
 mod family;
+mod replace;
 mod status;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -13,7 +14,7 @@ use crate::netlink::{
     Answer, Client, Family, Message, Status, attr, attr_nested, attr_u8, attr_u32, command, to_bytes,
 };
 
-pub const TESTS: [&[Test]; 3] = [family::TESTS, status::TESTS, attach::TESTS];
+pub const TESTS: [&[Test]; 4] = [family::TESTS, status::TESTS, attach::TESTS, replace::TESTS];
 
 fn ok<T>(answer: Answer<T>) -> Result<T> {
     answer.map_err(|refusal| anyhow!("refused: {refusal:?}"))
