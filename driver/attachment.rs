@@ -69,6 +69,7 @@ pub(crate) struct Attachment {
 }
 
 /// How far a generation's end has come.
+#[derive(Default)]
 pub(super) struct End {
     /// Receivers that have not left yet.
     pub(super) receivers: usize,
@@ -76,6 +77,8 @@ pub(super) struct End {
     pub(super) asked: bool,
     /// The generation is brought up: a worker may end it.
     pub(super) armed: bool,
+    /// A worker was woken to end it: another run would meet the next generation.
+    woken: bool,
 }
 
 impl Attachment {
@@ -104,7 +107,7 @@ impl Attachment {
                 said: RateLimit::new(),
                 lost <- new_spinlock!(None, "rnbd::lost"),
                 presence <- new_mutex!(Presence::default(), "rnbd::presence"),
-                end <- new_mutex!(End { receivers: 0, asked: false, armed: false }, "rnbd::end"),
+                end <- new_mutex!(End::default(), "rnbd::end"),
                 end_changed <- new_condvar!("rnbd::end_changed"),
             }? Error)),
             GFP_KERNEL,
@@ -260,7 +263,7 @@ impl Attachment {
         let due = {
             let mut end = this.end.lock();
             change(&mut end);
-            end.asked && end.armed
+            end.asked && end.armed && !core::mem::replace(&mut end.woken, true)
         };
         this.end_changed.notify_all();
         if due {
