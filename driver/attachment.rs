@@ -56,7 +56,7 @@ pub(crate) struct Attachment {
     timed_out: Atomic<bool>,
     /// Bounds what servers can make the log say.
     pub(super) said: RateLimit,
-    /// When the last connection died.
+    /// When a connection died last.
     #[pin]
     lost: SpinLock<Option<Instant<Monotonic>>>,
     /// What it has in the system. Held while connections get other links.
@@ -172,14 +172,8 @@ impl Attachment {
     /// count. May sleep. Its receiver then sees to the requests that are stranded on it.
     pub(super) fn kill(&self, connection: &Connection, link: &Link, death: Death) {
         let loss = connection.kill(link, death);
-        if loss == Loss::Current {
-            let left = self.live.fetch_sub(1, Full).saturating_sub(1);
-            if left == 0 {
-                *self.lost.lock() = Some(Instant::now());
-                if matches!(death, Death::TimedOut) {
-                    self.timed_out.store(true, Relaxed);
-                }
-            }
+        if loss == Loss::Current && self.count_lost() == 0 && matches!(death, Death::TimedOut) {
+            self.timed_out.store(true, Relaxed);
         }
         if loss == Loss::None || death.is_wished() || self.is_draining() {
             return;
@@ -197,6 +191,13 @@ impl Attachment {
             self.live(),
             self.connections.len()
         );
+    }
+
+    /// Counts a connection that has nothing left to send on. Returns how many others there are.
+    pub(super) fn count_lost(&self) -> u32 {
+        // First: whoever finds none left must find since when.
+        *self.lost.lock() = Some(Instant::now());
+        self.live.fetch_sub(1, Full).saturating_sub(1)
     }
 
     /// Counts a connection that has got a link again.

@@ -77,6 +77,16 @@ pub(super) struct Partial {
     pub(super) sent: usize,
 }
 
+/// What a link displaced that was put in a connection.
+pub(super) struct Displaced {
+    /// The link before: it may have requests under way.
+    pub(super) link: Arc<Link>,
+    /// It was known to be dead.
+    pub(super) was_dead: bool,
+    /// The link before that, if it has not been forgotten yet.
+    pub(super) leaving: Option<Arc<Link>>,
+}
+
 /// What a link's death means to its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
@@ -154,18 +164,37 @@ impl Connection {
         if !link.die() {
             return Loss::None;
         }
-        let loss = {
-            let links = self.links.lock();
-            if links.current.route == link.route {
-                self.dead.store(true, Relaxed);
-                Loss::Current
-            } else {
-                Loss::Left
-            }
+        let loss = if self.lose(link) {
+            Loss::Current
+        } else {
+            Loss::Left
         };
+        self.bury(link, death);
+        loss
+    }
+
+    fn bury(&self, link: &Link, death: Death) {
         link.bury(death);
         trace::connection_dead(self.disk.data().index, self.index.into(), death.name());
-        loss
+    }
+
+    /// Notes that `link`, which is dead, is what requests would be sent on. True once for it.
+    pub(super) fn lose(&self, link: &Link) -> bool {
+        let links = self.links.lock();
+        let lost = links.current.route == link.route && !self.dead.load(Relaxed);
+        if lost {
+            self.dead.store(true, Relaxed);
+        }
+        lost
+    }
+
+    /// Kills the current link for one that is about to be put in its place: so the connection
+    /// does not count as dead. May sleep.
+    pub(super) fn cut_off(&self) {
+        let link = self.link();
+        if link.die() {
+            self.bury(&link, Death::HandedOver);
+        }
     }
 
     /// Kills a connection that no generation has started to use. May sleep.
@@ -173,25 +202,29 @@ impl Connection {
         self.kill(&self.link(), Death::Retired);
     }
 
-    /// Puts `link` in the place of the current one, for whoever sends from now on. Returns that
-    /// one, which may have requests under way, and whether it was known to be dead.
-    pub(super) fn put_link(&self, tx: &mut Tx, link: Arc<Link>) -> (Arc<Link>, bool) {
+    /// Puts `link` in the place of the current one, for whoever sends from now on.
+    pub(super) fn put_link(&self, tx: &mut Tx, link: Arc<Link>) -> Displaced {
         tx.link = link.clone();
         tx.disconnected = false;
         let mut links = self.links.lock();
         let old = core::mem::replace(&mut links.current, link);
         let was_dead = self.dead.load(Relaxed);
         self.dead.store(false, Relaxed);
-        let forgotten = links.leaving.replace(old.clone());
-        drop(links);
-        // Outside of the spinlock: it may be the last reference to a socket.
-        drop(forgotten);
-        (old, was_dead)
+        let leaving = links.leaving.replace(old.clone());
+        Displaced {
+            link: old,
+            was_dead,
+            leaving,
+        }
     }
 
-    /// Forgets the link before the current one: no request is on it any more.
-    pub(super) fn forget_leaving(&self) {
-        let forgotten = self.links.lock().leaving.take();
+    /// Forgets a link before the current one: no request is on it any more.
+    pub(super) fn forget(&self, link: &Link) {
+        let forgotten = {
+            let mut links = self.links.lock();
+            links.leaving.take_if(|leaving| leaving.route == link.route)
+        };
+        // Outside of the spinlock: it may be the last reference to a socket.
         drop(forgotten);
     }
 }

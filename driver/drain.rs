@@ -26,9 +26,13 @@ pub(super) fn let_server_finish(disk: &Disk<Device>, attachment: &Attachment) {
     if attachment.is_draining() {
         wait_for_answers(disk, attachment);
     }
+    wait_for_receivers(attachment);
+}
+
+/// Waits until no receiver is left. All sockets are shut down: they are on their way.
+fn wait_for_receivers(attachment: &Attachment) {
     let mut end = attachment.end.lock();
     while !gone(&end) {
-        // All sockets are shut down: the receivers are on their way.
         attachment.end_changed.wait(&mut end);
     }
 }
@@ -82,6 +86,8 @@ pub(super) fn run(
     let mut presence = attachment.presence.lock().close();
     // The sockets are shut down: receivers leave, and with them the requests that they await.
     presence.join_receivers();
+    // And those of links that had just been replaced: they are others' to join.
+    wait_for_receivers(attachment);
     for connection in &attachment.connections {
         connection.flush();
     }

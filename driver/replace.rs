@@ -8,7 +8,7 @@
 //! is lost, and none is answered twice: its word says over which link it may be.
 
 use super::{
-    attachment::{answer, Attachment, AttachmentRef},
+    attachment::{answer, AttachmentRef},
     connection::{Connection, ConnectionRef, Tx},
     device::Device,
     keeper::Presence,
@@ -128,12 +128,20 @@ fn put<'a>(
     let link = Link::new(route, socket)?;
     let receiver = Receiver::start(disk, attachment, connection, link.clone())?;
 
-    let mut tx = lock_sender(attachment, connection);
+    let mut tx = lock_sender(connection);
     let partial = tx.partial.take();
-    let (replaced, was_dead) = connection.put_link(&mut tx, link.clone());
+    let displaced = connection.put_link(&mut tx, link.clone());
     drop(tx);
-    if was_dead {
+    if displaced.was_dead {
         attachment.count_revived();
+    }
+    // If it died before it was put there, that was not counted yet.
+    if link.is_dead() && connection.lose(&link) {
+        attachment.count_lost();
+    }
+    // The time of an earlier handover's link is over.
+    if let Some(leaving) = displaced.leaving {
+        attachment.kill(connection, &leaving, Death::HandedOver);
     }
     // What was sent in part is sent anew.
     if let Some(partial) = partial {
@@ -151,7 +159,7 @@ fn put<'a>(
         disk.device(),
         "connection {}: {} socket\n",
         connection.index,
-        if was_dead {
+        if displaced.was_dead {
             "reconnected with a new"
         } else {
             "handed over to another"
@@ -159,13 +167,13 @@ fn put<'a>(
     );
     Ok(Old {
         connection,
-        link: replaced,
+        link: displaced.link,
         receiver: core::mem::replace(place, receiver),
     })
 }
 
 /// Waits for whoever sends on a connection. If he waits for the server, his link is killed.
-fn lock_sender<'a>(attachment: &Attachment, connection: &'a Connection) -> MutexGuard<'a, Tx> {
+fn lock_sender(connection: &Connection) -> MutexGuard<'_, Tx> {
     for _ in 0..SENDER_GRACE_MS {
         if let Some(tx) = connection.tx.try_lock() {
             if tx.partial.is_none() || tx.link.is_dead() {
@@ -174,7 +182,7 @@ fn lock_sender<'a>(attachment: &Attachment, connection: &'a Connection) -> Mutex
         }
         fsleep(TICK);
     }
-    attachment.kill(connection, &connection.link(), Death::HandedOver);
+    connection.cut_off();
     connection.tx.lock()
 }
 
@@ -200,7 +208,7 @@ fn retire(disk: &Disk<Device>, attachment: &AttachmentRef, old: KVec<Old<'_>>) {
         attachment.kill(connection, &link, Death::HandedOver);
         // Its socket is shut down: it is on its way.
         drop(receiver);
-        connection.forget_leaving();
+        connection.forget(&link);
     }
 }
 
