@@ -73,6 +73,16 @@ void rnbd_helper_queue_limits_cancel_update(struct request_queue *q)
 	queue_limits_cancel_update(q);
 }
 
+void rnbd_helper_blk_queue_disable_discard(struct request_queue *q)
+{
+	blk_queue_disable_discard(q);
+}
+
+void rnbd_helper_blk_queue_disable_write_zeroes(struct request_queue *q)
+{
+	blk_queue_disable_write_zeroes(q);
+}
+
 int rnbd_helper_register_blkdev(unsigned int major, const char *name)
 {
 	return register_blkdev(major, name);

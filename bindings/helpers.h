@@ -30,6 +30,8 @@ bool rnbd_helper_get_disk_ro(struct gendisk *disk);
 void rnbd_helper_disk_need_part_scan(struct gendisk *disk);
 struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q);
 void rnbd_helper_queue_limits_cancel_update(struct request_queue *q);
+void rnbd_helper_blk_queue_disable_discard(struct request_queue *q);
+void rnbd_helper_blk_queue_disable_write_zeroes(struct request_queue *q);
 int rnbd_helper_register_blkdev(unsigned int major, const char *name);
 unsigned int rnbd_helper_memalloc_noio_save(void);
 void rnbd_helper_memalloc_noio_restore(unsigned int flags);

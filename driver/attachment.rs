@@ -123,6 +123,18 @@ impl Attachment {
         self.flags.store(flags.bits(), Relaxed);
     }
 
+    /// The export cannot do this after all. True for the first who finds out.
+    pub(super) fn withdraw(&self, flag: TransmissionFlags) -> bool {
+        let mut old = self.flags.load(Relaxed);
+        loop {
+            let flags = TransmissionFlags::from_bits(old);
+            match self.flags.cmpxchg(old, flags.without(flag).bits(), Full) {
+                Ok(_) => return flags.contains(flag),
+                Err(met) => old = met,
+            }
+        }
+    }
+
     /// Longest that a request may take, in seconds; 0 for no bound.
     pub(super) fn timeout(&self) -> u32 {
         self.timeout.load(Relaxed)

@@ -47,7 +47,8 @@ pub(super) fn apply(disk: &Disk<Device>, attachment: &Attachment) -> Result {
     disk.update_limits(|limits| {
         // Read under the limits' lock: whoever comes last sees what was said last.
         if let Some(config) = current_config(disk, attachment) {
-            set_limits(limits, config.flags);
+            // Without what the server has turned out not to support.
+            set_limits(limits, config.flags.both(attachment.flags()));
             limits.block_size(config.block_size.bytes() as u32);
         }
     })?;

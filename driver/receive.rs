@@ -15,7 +15,10 @@ use crate::{
         kthread::{Body, Thread},
         trace,
     },
-    protocol::wire::{Reply, ServerError, REPLY_SIZE},
+    protocol::{
+        flags::TransmissionFlags,
+        wire::{Reply, ServerError, REPLY_SIZE},
+    },
 };
 use kernel::{
     prelude::*,
@@ -92,6 +95,9 @@ impl Receiver {
     /// Reads what follows a reply into its request.
     fn read_result(&self, request: &Request<Device>, reply: Reply) -> Result<Status> {
         if let Err(error) = reply.result {
+            if error == ServerError::NotSupported {
+                self.turn_off(request.op());
+            }
             self.report(request, error);
             return Ok(status_of(error));
         }
@@ -103,6 +109,29 @@ impl Receiver {
             }
         }
         Ok(Status::Ok)
+    }
+
+    /// The server does not know a command, whatever its flags say: the block layer has other ways,
+    /// and finds out before the request ends.
+    fn turn_off(&self, op: Op) {
+        let flag = match op {
+            Op::Discard => TransmissionFlags::SEND_TRIM,
+            Op::WriteZeroes => TransmissionFlags::SEND_WRITE_ZEROES,
+            _ => return,
+        };
+        let first = self.attachment.withdraw(flag);
+        if op == Op::Discard {
+            self.disk.disable_discard();
+        } else {
+            self.disk.disable_write_zeroes();
+        }
+        if first {
+            dev_info!(
+                self.disk.device(),
+                "the server does not support {}: turned off until the device is attached again\n",
+                op.name()
+            );
+        }
     }
 
     fn report(&self, request: &Request<Device>, error: ServerError) {
@@ -153,6 +182,16 @@ fn status_of(error: ServerError) -> Status {
     match error {
         ServerError::NoSpace => Status::NoSpace,
         ServerError::NotSupported => Status::NotSupported,
-        _ => Status::IoError,
+        // There is no status for it. A disk that is write-protected says this, and multipath then
+        // does not try another path.
+        ServerError::NotPermitted => Status::Target,
+        ServerError::NoMemory => Status::Resource,
+        // Multipath tries another path.
+        ServerError::ShuttingDown => Status::Offline,
+        // EINVAL would read as if the caller's own arguments were wrong.
+        ServerError::Io
+        | ServerError::Invalid
+        | ServerError::Overflow
+        | ServerError::Unknown(_) => Status::IoError,
     }
 }

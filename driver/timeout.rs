@@ -31,7 +31,9 @@ pub(super) fn handle(
                 request.sector() << 9,
                 request.bytes(),
                 route.connection,
-                UNBOUNDED_INTERVAL
+                request
+                    .age_ms()
+                    .map_or(u64::from(UNBOUNDED_INTERVAL), |age| age / 1000)
             );
         }
     } else if let Some((connection, link)) = attachment.link_of(route) {

@@ -53,6 +53,16 @@ impl TransmissionFlags {
         self.0 & other.0 == other.0
     }
 
+    /// Those that are set in both.
+    pub const fn both(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Those that are not set in `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Whether the block layer may send flushes.
     pub const fn write_cache(self) -> bool {
         self.contains(Self::SEND_FLUSH)

@@ -124,4 +124,19 @@ impl<T: Operations> Disk<T> {
         drop(frozen);
         to_result(result)
     }
+
+    /// Lets the block layer make no more discards, without waiting for anything. Any context.
+    ///
+    /// Those that are under way still come, and so do others if [`Disk::update_limits`] runs
+    /// meanwhile, or allows them later.
+    pub(crate) fn disable_discard(&self) {
+        // SAFETY: The disk has its queue. The function stores a number that is read without a lock.
+        unsafe { extra::rnbd_helper_blk_queue_disable_discard(self.queue()) };
+    }
+
+    /// The same for writes of zeroes: the block layer writes pages of them instead. Any context.
+    pub(crate) fn disable_write_zeroes(&self) {
+        // SAFETY: As in `disable_discard`.
+        unsafe { extra::rnbd_helper_blk_queue_disable_write_zeroes(self.queue()) };
+    }
 }

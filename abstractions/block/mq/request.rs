@@ -62,6 +62,12 @@ pub(crate) enum Status {
     NotSupported,
     /// No space: `ENOSPC`.
     NoSpace,
+    /// The device refuses it, by whatever path it is asked: `EREMOTEIO`.
+    Target,
+    /// The device has no memory for it at the moment: `ENOMEM`.
+    Resource,
+    /// The device is offline, or about to be: `ENODEV`.
+    Offline,
 }
 
 impl Status {
@@ -72,6 +78,9 @@ impl Status {
             Self::IoError => extra::BLK_STS_IOERR,
             Self::NotSupported => extra::BLK_STS_NOTSUPP,
             Self::NoSpace => extra::BLK_STS_NOSPC,
+            Self::Target => extra::BLK_STS_TARGET,
+            Self::Resource => extra::BLK_STS_RESOURCE,
+            Self::Offline => extra::BLK_STS_OFFLINE,
         }
     }
 }

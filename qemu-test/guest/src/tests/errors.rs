@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A server that refuses requests: the caller gets an error, and the device lives on.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
 
 use super::{Checks, Context, Test};
 use crate::attach::{Setup, with_attached};
-use crate::device::{Device, flag, io_errno, open_direct, read_direct, round_trip, wait_idle, write_direct};
+use crate::blocked::{Blocked, silent_server};
+use crate::device::{
+    Device, flag, io_errno, open_direct, read_direct, round_trip, sysfs_path, wait_idle, write_direct,
+};
+use crate::kmsg::Log;
+use crate::process::wait_for;
 use crate::server::{Action, Command, Export, Request, Server, wire};
 
 pub const TESTS: &[Test] = &[
@@ -15,6 +21,19 @@ pub const TESTS: &[Test] = &[
         each_errno,
     )
     .quick(),
+    Test::new("errors.mapped", "each error of the protocol has its errno", mapped)
+        .known_on_nbd("every error is EIO"),
+    Test::new(
+        "errors.not_supported",
+        "trim and write-zeroes turn themselves off when the server does not know them",
+        not_supported,
+    )
+    .known_on_nbd("they stay on, and are asked for again and again"),
+    Test::new(
+        "errors.no_timeout",
+        "without a time-out a request that takes long is said in the log, and waits",
+        no_timeout,
+    ),
     Test::new("errors.buffered", "a refused write-back shows at fsync, a refused read at read", buffered),
     Test::new("errors.some_of_many", "of many requests at once only the refused ones fail", some_of_many),
     Test::new("errors.beyond_server", "an export smaller than the device says so by errors", beyond_server),
@@ -76,6 +95,102 @@ fn each_errno(_: &Context) -> Result<()> {
         checks.that("the connection lives", server.open_connections() == 1);
         checks.done()
     })
+}
+
+/// What a read or a write that is refused with each of [`ERRORS`] gives.
+const ERRNOS: [Errno; 9] = [
+    Errno::EREMOTEIO,
+    Errno::EIO,
+    Errno::ENOMEM,
+    Errno::EIO,
+    Errno::ENOSPC,
+    Errno::EIO,
+    Errno::EOPNOTSUPP,
+    Errno::ENODEV,
+    Errno::EIO,
+];
+
+fn mapped(_: &Context) -> Result<()> {
+    let server = refusing(16 << 20)?;
+    with_attached(&server, Setup::for_server(&server), |_| {
+        let direct = open_direct("/dev/nbd0")?;
+        let mut checks = Checks::default();
+        for (index, ((name, _), want)) in ERRORS.into_iter().zip(ERRNOS).enumerate() {
+            let offset = (index as u64 + 1) << 20;
+            let read = read_direct(&direct, offset, 4096).map(drop).map_err(|error| io_errno(&error));
+            checks.equal(&format!("a read refused with {name}"), read, Err(want));
+            let write = write_direct(&direct, offset, &[1; 4096]).map_err(|error| io_errno(&error));
+            checks.equal(&format!("a write refused with {name}"), write, Err(want));
+        }
+        checks.done()
+    })
+}
+
+fn not_supported(_: &Context) -> Result<()> {
+    const NOT_SUPPORTED: u32 = 95;
+    const LIMITS: [&str; 2] = ["queue/discard_max_bytes", "queue/write_zeroes_max_bytes"];
+    let limits = |device: &Device| LIMITS.map(|name| device.sysfs(name).unwrap_or_default());
+    let server = Server::with_behaviour(Export::memory(1 << 20)?, |request| match request.command {
+        Command::Trim | Command::WriteZeroes => Action::Refuse(NOT_SUPPORTED),
+        _ => Action::Serve,
+    });
+    let setup = Setup::for_server(&server).flags(flag::SEND_TRIM | flag::SEND_WRITE_ZEROES);
+    let mut on = None;
+    // The second time to see that the next attachment has them again.
+    for round in 0..2 {
+        server.forget();
+        with_attached(&server, setup, |device| {
+            let mut checks = Checks::default();
+            let before = limits(device);
+            checks.that("both are on at first", !before.iter().any(|limit| limit == "0"));
+            checks.equal("as before", on.get_or_insert_with(|| before.clone()).clone(), before);
+            round_trip(&open_direct("/dev/nbd0")?, 0, &[7; 65536])?;
+            // A discard is a hint: that nobody took it is no error.
+            checks.equal("the first discard", device.discard(0, 4096), Ok(()));
+            checks.equal("zeroing", device.zero_out(8192, 4096), Ok(()));
+            checks.equal("limits then", limits(device), ["0".to_owned(), "0".to_owned()]);
+            checks.equal("the second discard", device.discard(0, 4096), Err(Errno::EOPNOTSUPP));
+            checks.equal("zeroing again", device.zero_out(16384, 4096), Ok(()));
+            device.ioctl(crate::device::req::SET_BLKSIZE, 4096)?;
+            checks.equal("limits with another block size", limits(device), ["0".to_owned(), "0".to_owned()]);
+            for command in [Command::Trim, Command::WriteZeroes] {
+                checks.equal(&format!("{command:?} was asked for"), server.seen_of(command).len(), 1);
+            }
+            // Zeroes were written instead, and nothing was trimmed.
+            for (offset, want) in [(0, 7), (8192, 0), (12288, 7), (16384, 0), (20480, 7)] {
+                let data = server.export().read(offset, 4096)?;
+                checks.that(&format!("what is at {offset}"), data == vec![want; 4096]);
+            }
+            checks.done()
+        })
+        .with_context(|| format!("attachment {round}"))?;
+    }
+    Ok(())
+}
+
+fn no_timeout(_: &Context) -> Result<()> {
+    let server = silent_server()?;
+    let device = Device::open(0)?;
+    let attachment = Setup::for_server(&server).timeout(0).attach(&device, &server)?;
+    let mut log = Log::from_now()?;
+    // The block layer's own bound: a request is looked at after this time, and again. It is 30 s at first.
+    std::fs::write(sysfs_path(0, "queue/io_timeout"), "300").context("queue/io_timeout")?;
+    let read = Blocked::read(&server)?;
+    let mut lines = Vec::new();
+    wait_for("the log to tell of the request", || {
+        lines.extend(log.lines());
+        lines.iter().any(|line| line.to_lowercase().contains("possible stuck request"))
+    })?;
+    ensure!(read.waits(), "the request was ended");
+    ensure!(server.open_connections() == 1, "the connection was dropped");
+    round_trip(&open_direct("/dev/nbd0")?, 0, &[4; 4096]).context("while another request waits")?;
+    let told = lines.iter().filter(|line| line.contains("ossible stuck")).count();
+    println!("told {told} times");
+    attachment.detach()?;
+    read.fails("NBD_DISCONNECT")?;
+    drop(device);
+    server.wait_closed()?;
+    wait_idle(0)
 }
 
 fn buffered(_: &Context) -> Result<()> {
