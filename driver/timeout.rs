@@ -36,6 +36,12 @@ pub(super) fn handle(
                     .map_or(u64::from(UNBOUNDED_INTERVAL), |age| age / 1000)
             );
         }
+    } else if request
+        .restarted_ms()
+        .is_some_and(|age| age < u64::from(attachment.timeout()).saturating_mul(1000))
+    {
+        // It has waited for another connection, which was stuck, and this one has its full time.
+        return Timeout::Again;
     } else if let Some((connection, link)) = attachment.link_of(route) {
         attachment.kill(connection, &link, Death::TimedOut);
     }

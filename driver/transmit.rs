@@ -81,11 +81,15 @@ fn try_submit(
         }
         return Err(FAILED);
     }
+    let mut waited = false;
     loop {
         let connection = attachment.choose(queue).ok_or_else(|| attachment.fate())?;
         // Dropped after the lock: with its last reference a request goes to the block layer.
         let mut earlier = None;
-        let mut tx = connection.tx.lock();
+        let mut tx = connection.tx.try_lock().unwrap_or_else(|| {
+            waited = true;
+            connection.tx.lock()
+        });
         // Under the lock: after a disconnect message nothing may be sent.
         if tx.link.is_dead() || attachment.is_draining() {
             continue;
@@ -96,6 +100,10 @@ fn try_submit(
         }
         if tx.link.is_dead() {
             continue;
+        }
+        if waited {
+            // However long that was, this connection is not to blame.
+            request.restart_clock();
         }
         let Tx { link, sequence, .. } = &mut *tx;
         let sending = request.data().word.begin(link.route, sequence);

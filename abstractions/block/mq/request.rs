@@ -120,6 +120,8 @@ pub(crate) struct Request<T: Operations>(Opaque<bindings::request>, PhantomData<
 pub(super) struct Pdu<T: Operations> {
     /// Reference count (lower 24 bits) and outcome (upper 8).
     state: Atomic<u32>,
+    /// When its clock was restarted, in nanoseconds of the monotonic clock; 0 if it was not.
+    restarted: Atomic<u64>,
     data: T::RequestData,
 }
 
@@ -137,6 +139,12 @@ const PARK: u32 = 0xfe;
 /// How long a parked request waits at most, in milliseconds.
 const PARK_MS: usize = 100;
 
+/// Nanoseconds of the monotonic clock.
+fn now() -> u64 {
+    // SAFETY: May be called in any context.
+    (unsafe { bindings::ktime_get() }) as u64
+}
+
 impl<T: Operations> Pdu<T> {
     /// Initialises the private data of `rq`.
     ///
@@ -149,6 +157,7 @@ impl<T: Operations> Pdu<T> {
         unsafe {
             bindings::blk_mq_rq_to_pdu(rq).cast::<Self>().write(Self {
                 state: Atomic::new(0),
+                restarted: Atomic::new(0),
                 data: T::RequestData::default(),
             })
         };
@@ -201,6 +210,7 @@ impl<T: Operations> Request<T> {
         unsafe { bindings::blk_mq_start_request(rq) };
         // SAFETY: By the safety requirement.
         let pdu = unsafe { Self::pdu_of(rq) };
+        pdu.restarted.store(0, Relaxed);
         // One reference for being the driver's, one for the `ARef`. Nobody else changes the count
         // while it is zero. Release: who gains a reference sees the request started.
         pdu.state.store(2 * ONE_REF, Release);
@@ -316,9 +326,22 @@ impl<T: Operations> Request<T> {
         if start == 0 {
             return None;
         }
-        // SAFETY: May be called in any context.
-        let now = unsafe { bindings::ktime_get() } as u64;
-        Some(now.saturating_sub(start) / 1_000_000)
+        Some(now().saturating_sub(start) / 1_000_000)
+    }
+
+    /// The request has waited for something that was not the device's fault: what it takes counts
+    /// from now on. See [`Request::restarted_ms`].
+    pub(crate) fn restart_clock(&self) {
+        self.pdu().restarted.store(now(), Relaxed);
+    }
+
+    /// How long ago the clock was restarted since the block layer handed the request over, in
+    /// milliseconds. The block layer's own time-out knows nothing of it.
+    pub(crate) fn restarted_ms(&self) -> Option<u64> {
+        match self.pdu().restarted.load(Relaxed) {
+            0 => None,
+            then => Some(now().saturating_sub(then) / 1_000_000),
+        }
     }
 
     /// Hardware queue and tag in one number, which [`super::Disk::request_by_tag`] takes.
