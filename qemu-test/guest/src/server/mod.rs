@@ -3,6 +3,8 @@
 //! driver's sockets start there. It records every request, and a test decides what each is answered with.
 
 mod export;
+pub mod pattern;
+mod peer;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 pub use export::Export;
+pub use peer::Peer;
 pub use wire::{Command, Request};
 
 use crate::process::wait_for;
@@ -39,11 +42,21 @@ pub enum Action {
     Send(Vec<u8>),
 }
 
-type Behaviour = dyn Fn(&Request) -> Action + Send + Sync;
+type Script = dyn Fn(&mut Peer<'_>) -> std::io::Result<()> + Send + Sync;
+
+/// How a server deals with its connections.
+enum Conduct {
+    /// It reads each request, and does with it what this says.
+    Answer(Box<dyn Fn(&Request) -> Action + Send + Sync>),
+    /// It leaves each connection wholly to this. What it serves is made of [`pattern`]'s data.
+    Script(Box<Script>),
+}
 
 struct Shared {
     export: Export,
-    behaviour: Box<Behaviour>,
+    conduct: Conduct,
+    /// Held while a script's connection looks what is there, and writes.
+    writing: Mutex<()>,
     seen: Mutex<Vec<Request>>,
     /// The connections that the peer has not closed, by number.
     open: Mutex<BTreeMap<usize, Stream>>,
@@ -134,9 +147,24 @@ impl Server {
         export: Export,
         behaviour: impl Fn(&Request) -> Action + Send + Sync + 'static,
     ) -> Server {
+        Server::of(export, Conduct::Answer(Box::new(behaviour)))
+    }
+
+    /// A server of `size` bytes, each of whose connections follows `script` to its end.
+    pub fn scripted(
+        size: u64,
+        script: impl Fn(&mut Peer<'_>) -> std::io::Result<()> + Send + Sync + 'static,
+    ) -> Result<Server> {
+        let export = Export::memory(size)?;
+        export.write(0, &pattern::data(0, size as usize, pattern::ORIGINAL))?;
+        Ok(Server::of(export, Conduct::Script(Box::new(script))))
+    }
+
+    fn of(export: Export, conduct: Conduct) -> Server {
         let shared = Shared {
             export,
-            behaviour: Box::new(behaviour),
+            conduct,
+            writing: Mutex::default(),
             seen: Mutex::default(),
             open: Mutex::default(),
             accepted: AtomicUsize::new(0),
@@ -273,6 +301,18 @@ impl Drop for Server {
 impl Shared {
     fn serve(&self, connection: usize, stream: &Stream) -> std::io::Result<()> {
         let mut stream = stream.try_clone()?;
+        let behaviour = match &self.conduct {
+            Conduct::Answer(behaviour) => behaviour,
+            Conduct::Script(script) => {
+                let mut peer = Peer { connection, stream, shared: self, sequence: 0 };
+                return match script(&mut peer) {
+                    // It is a driver's right to close, also in the middle of a request.
+                    Err(error) if error.raw_os_error().is_some() => Ok(()),
+                    Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(()),
+                    other => other,
+                };
+            }
+        };
         while let Some(request) = Request::read(&mut stream, connection)? {
             let payload = match request.command {
                 Command::Write => {
@@ -286,7 +326,7 @@ impl Shared {
             if request.command == Command::Disconnect {
                 return Ok(());
             }
-            match (self.behaviour)(&request) {
+            match behaviour(&request) {
                 Action::Serve => self.answer(&mut stream, &request, &payload)?,
                 Action::Delay(time) => {
                     std::thread::sleep(time);

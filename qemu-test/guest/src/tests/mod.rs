@@ -8,6 +8,7 @@ mod debugfs;
 mod end;
 mod errors;
 mod flags;
+mod hostile;
 mod ioctl;
 mod module;
 mod netlink;
@@ -120,6 +121,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
     ]
     .into_iter()
     .chain(netlink::TESTS)
+    .chain(hostile::TESTS)
     .flatten()
 }
 
