@@ -3,7 +3,7 @@
 # (What Kbuild builds is in Kbuild.)
 
 .DEFAULT_GOAL := module
-.PHONY: module demo test kunit quick shell paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
+.PHONY: module demo test kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
 
 # DEBUG=1: the debug kernel instead of the stock one.
 debug := $(if $(DEBUG),--debug)
@@ -25,6 +25,9 @@ quick: ## after an edit: rebuild, boot, run the quick tests; T="NAME GLOB": only
 
 shell: ## a shell in the machine, with rnbd.ko loaded; DEBUG=1: in the debug kernel
 	@toolchain/qemu $(debug) shell
+
+bench: ## measure rnbd.ko against nbd.ko, write docs/benchmarks/; QUICK=1: in five minutes
+	@toolchain/bench $(if $(QUICK),--quick)
 
 paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root are; DEBUG=1: the debug kernel too
 	@toolchain/paths $(debug)

@@ -2,6 +2,7 @@
 //! `rnbd-test`: one program with every test that runs inside a booted kernel, and the demo.
 
 mod attach;
+mod bench;
 mod blocked;
 mod demo;
 mod device;
@@ -47,6 +48,8 @@ enum Command {
         #[arg(long)]
         names_only: bool,
     },
+    /// Measure rnbd.ko, nbd.ko and the limit of their sockets, and print a line of JSON a sample
+    Bench(bench::Args),
     /// Show the driver at work, a line a step
     Demo(demo::Args),
     /// The body of one test, in a process of its own
@@ -56,6 +59,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::List { selection, names_only } => {
             runner::list(&selection, names_only).map(|()| ExitCode::SUCCESS)

@@ -16,16 +16,18 @@ use crate::machine::{Accel, Machine, Ports, Size};
 use crate::runs;
 use crate::terminal::{Terminal, seconds};
 
+mod bench;
 mod kunit;
 mod selftest;
 mod test;
 
+pub use bench::{BenchArgs, bench};
 pub use kunit::{KunitArgs, kunit};
 pub use selftest::{SelftestArgs, selftest};
 pub use test::{TestArgs, test};
 
 /// Where everything is. toolchain/qemu gives these.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Places {
     /// Image of the kernel to boot
     #[arg(long, value_name = "FILE")]
@@ -154,6 +156,16 @@ impl Places {
         let (accel, note) = kvm::choose(&self.size, &kernel, &store);
         let note = note.unwrap_or_else(|| format!("{accel:?}").to_uppercase());
         Ok(Prepared { places: self, kernel, folder, initramfs, accel, note, time_limit: self.time_limit })
+    }
+
+    /// Does KVM boot this kernel?
+    fn has_kvm(&self) -> Result<bool> {
+        let kernel = exists("--kernel", &self.kernel)?;
+        let release =
+            self.modules.canonicalize()?.file_name().context("--modules is no release's")?.to_owned();
+        let store = self.work.join("initramfs").join(release);
+        std::fs::create_dir_all(&store)?;
+        Ok(kvm::choose(&self.size, &kernel, &store).0 == Accel::Kvm)
     }
 
     fn test_program(&self) -> Result<PathBuf> {

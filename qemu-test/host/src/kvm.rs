@@ -21,7 +21,7 @@ const BOOTED: &str = "Unable to mount root fs";
 pub fn choose(size: &Size, kernel: &Path, store: &Path) -> (Accel, Option<String>) {
     match size.accel {
         Accel::Kvm => (Accel::Kvm, None),
-        Accel::Tcg => (Accel::Tcg, None),
+        Accel::Tcg | Accel::Icount => (size.accel, None),
         Accel::Auto => match makes_a_processor().and_then(|()| remembered(size, kernel, store)) {
             Ok(()) => (Accel::Kvm, None),
             Err(why) => (Accel::Tcg, Some(format!("emulated: {why}"))),

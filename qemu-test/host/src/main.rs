@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `rnbd-qemu`: boots a kernel in QEMU and runs rnbd's tests, demo or a shell in it.
 
+mod bench;
 mod boot;
 mod commands;
 mod comparison;
@@ -39,6 +40,11 @@ enum Command {
     /// Load the module in a kernel that has KUnit, which runs the module's own tests
     #[command(args_override_self = true)]
     Kunit(commands::KunitArgs),
+    /// Measure rnbd.ko against nbd.ko and against what the sockets allow, in one boot
+    ///
+    /// By default in instructions, which the emulation counts, so that what else the machine does is not measured.
+    #[command(args_override_self = true)]
+    Bench(commands::BenchArgs),
     /// Show the driver at work with real programs, a line a step
     #[command(args_override_self = true)]
     Demo(commands::DemoArgs),
@@ -54,6 +60,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(args) => commands::test(&args),
         Command::Kunit(args) => commands::kunit(&args),
+        Command::Bench(args) => commands::bench(&args),
         Command::Demo(args) => commands::demo(&args),
         Command::Shell(args) => commands::shell(&args),
         Command::Selftest(args) => commands::selftest(&args),

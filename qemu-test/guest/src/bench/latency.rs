@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0
+//! How long attaching and detaching take, by netlink and by ioctl.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use netlink_packet_core::DefaultNla;
+
+use super::job::SIZE;
+use super::memory::Memory;
+use super::meter::{Meter, now};
+use super::server::{Server, Transport};
+use crate::device::{self, Device, flag, req};
+use crate::netlink::{self, attr, attr_u64};
+use crate::process::PATIENCE;
+
+/// Nanoseconds, one of each kind a time.
+#[derive(Default, serde::Serialize)]
+pub struct Latencies {
+    pub connect: Vec<u64>,
+    pub disconnect: Vec<u64>,
+}
+
+/// What CONNECT is told beside sockets and size.
+pub fn options(connections: usize) -> Vec<DefaultNla> {
+    let multi = if connections > 1 { flag::CAN_MULTI_CONN } else { 0 };
+    vec![attr_u64(attr::BLOCK_SIZE_BYTES, 512), attr_u64(attr::SERVER_FLAGS, flag::HAS_FLAGS | multi)]
+}
+
+fn server(memory: &Arc<Memory>) -> Result<Server> {
+    Server::new(Transport::Unix, 1, memory, &Arc::new(Meter::new(u64::MAX, u64::MAX)))
+}
+
+/// From the request to the kernel's word that it is done.
+pub fn by_netlink(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
+    let client = netlink::Client::open()?;
+    let mut found = Latencies::default();
+    for _ in 0..times {
+        let server = server(memory)?;
+        let fds = [server.sockets[0].as_raw_fd()];
+        let start = now();
+        let answer = client.connect(Some(0), SIZE, &fds, &options(1))?;
+        found.connect.push(now() - start);
+        answer.map_err(|refusal| anyhow!("CONNECT: {refusal:?}"))?;
+        let start = now();
+        let answer = client.disconnect(0)?;
+        found.disconnect.push(now() - start);
+        answer.map_err(|refusal| anyhow!("DISCONNECT: {refusal:?}"))?;
+        server.ended()?;
+        until("the device to be idle", || !device::attached(0))?;
+    }
+    Ok(found)
+}
+
+/// From the first ioctl until the device shows its size; from NBD_DISCONNECT until NBD_DO_IT and the NBD_CLEAR_SOCK after
+/// it, as clients do it, have returned.
+pub fn by_ioctl(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
+    let mut found = Latencies::default();
+    for _ in 0..times {
+        let server = server(memory)?;
+        let device = Device::open(0)?;
+        let start = now();
+        let steps = [
+            (req::SET_SOCK, server.sockets[0].as_raw_fd() as u64),
+            (req::SET_BLKSIZE, 512),
+            (req::SET_SIZE_BLOCKS, SIZE / 512),
+            (req::SET_FLAGS, flag::HAS_FLAGS),
+        ];
+        for (command, argument) in steps {
+            device.ioctl(command, argument).with_context(|| format!("ioctl {command:#x} {argument}"))?;
+        }
+        let theirs = device.same_open()?;
+        let client = std::thread::spawn(move || {
+            let result = theirs.ioctl(req::DO_IT, 0);
+            let _ = theirs.ioctl(req::CLEAR_QUE, 0);
+            let _ = theirs.ioctl(req::CLEAR_SOCK, 0);
+            result
+        });
+        until("the device to run", || {
+            client.is_finished() || device::attached(0) && device::capacity(0) == SIZE
+        })?;
+        found.connect.push(now() - start);
+        ensure!(!client.is_finished(), "NBD_DO_IT returned at once: {:?}", client.join());
+        let start = now();
+        device.ioctl(req::DISCONNECT, 0).context("NBD_DISCONNECT")?;
+        let result = client.join().map_err(|_| anyhow!("the client panicked"))?;
+        found.disconnect.push(now() - start);
+        ensure!(result == Ok(0), "NBD_DO_IT returned {result:?}");
+        drop(device);
+        server.ended()?;
+        until("the device to be idle", || !device::attached(0))?;
+    }
+    Ok(found)
+}
+
+/// Waits without a pause, which would be measured too.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+    let start = now();
+    while !condition() {
+        ensure!(u128::from(now() - start) < PATIENCE.as_nanos(), "waited for {what}, in vain");
+        std::thread::yield_now();
+    }
+    Ok(())
+}
