@@ -3,7 +3,7 @@
 # (What Kbuild builds is in Kbuild.)
 
 .DEFAULT_GOAL := module
-.PHONY: module demo test kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
+.PHONY: module demo test soak kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
 
 # DEBUG=1: the debug kernel instead of the stock one.
 debug := $(if $(DEBUG),--debug)
@@ -16,6 +16,9 @@ demo: ## boot that kernel and show the driver at work with real programs
 
 test: ## run all tests, on the host and in the machine; T="NAME GLOB": only those; DEBUG=1: in the debug kernel
 	@toolchain/test $(debug) $(T)
+
+soak: ## run what can go on for ever, ten minutes of each; T="NAME GLOB": only those
+	@toolchain/soak $(T)
 
 kunit: ## run the tests that are part of the module, in the debug kernel
 	@toolchain/qemu kunit

@@ -171,6 +171,11 @@ impl Attachment {
         }
     }
 
+    /// What NBD_DO_IT returned, if that is within `bound`.
+    pub fn ends_within(&self, bound: std::time::Duration) -> Option<Result<i32, Errno>> {
+        self.result.recv_timeout(bound).ok()
+    }
+
     /// Waits for NBD_DO_IT to return by itself.
     pub fn ended(self) -> Result<Result<i32, Errno>> {
         match self.result.recv_timeout(*PATIENCE) {

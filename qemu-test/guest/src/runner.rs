@@ -42,6 +42,9 @@ pub struct Selection {
     /// Only tests that retell an incident for which rnbd exists
     #[arg(long)]
     incidents: bool,
+    /// For those that can go on for ever: ten minutes of it
+    #[arg(long, conflicts_with = "quick")]
+    soak: bool,
     /// Names or globs of tests; all when none is given
     names: Vec<String>,
 }
@@ -55,6 +58,8 @@ pub struct BodyArgs {
     modules: PathBuf,
     #[arg(long)]
     quick: bool,
+    #[arg(long)]
+    soak: bool,
 }
 
 /// Exit status of a test's process when it skips; the reason is then on its last line.
@@ -218,13 +223,17 @@ fn run_body(args: &Args, test: &Test, ktap: &Ktap, problems: &mut Vec<String>) -
     if args.selection.quick {
         command.arg("--quick");
     }
+    if args.selection.soak {
+        command.arg("--soak");
+    }
     let (reader, writer) = pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().context("start the test's process")?;
     // The command holds our copies of the pipe's write end.
     drop(command);
     let lines = read_lines(reader);
-    let limit = patient(test.limit);
+    let soaked = if args.selection.soak { tests::SOAK_SECONDS } else { 0 };
+    let limit = patient(test.limit) + Duration::from_secs(soaked);
     let pid = child.id() as i32;
     let mut status = None;
     let ended = wait_for_within(limit, "the test to end", || {
@@ -341,6 +350,7 @@ pub fn body(args: BodyArgs) -> Result<ExitCode> {
         driver: args.driver,
         modules: args.modules,
         quick: args.quick,
+        soak: args.soak,
         scratch: scratch.clone(),
     };
     let result = (test.body)(&context);

@@ -28,6 +28,9 @@ use anyhow::{Result, bail};
 
 use crate::modules::Driver;
 
+/// How long such tests run with --soak.
+pub const SOAK_SECONDS: u64 = 600;
+
 /// What a test is given.
 pub struct Context {
     pub driver: Driver,
@@ -35,6 +38,8 @@ pub struct Context {
     pub modules: PathBuf,
     /// The quick subset is run: fewer rounds will do.
     pub quick: bool,
+    /// Run for minutes rather than seconds.
+    pub soak: bool,
     /// An empty directory, removed afterwards.
     pub scratch: PathBuf,
 }
@@ -42,6 +47,15 @@ pub struct Context {
 impl Context {
     pub fn rounds(&self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
+    }
+
+    /// How long a test goes on that could go on for ever.
+    pub fn seconds(&self, full: u64, quick: u64) -> u64 {
+        match (self.soak, self.quick) {
+            (true, _) => SOAK_SECONDS,
+            (_, true) => quick,
+            _ => full,
+        }
     }
 
     pub fn scratch_file(&self, name: &str) -> String {
@@ -147,6 +161,17 @@ pub fn ours_only(context: &Context) -> Result<()> {
         return skip("nbd.ko does not show it");
     }
     Ok(())
+}
+
+/// Of the time, unless one is given to repeat a run. What the scheduler does is not repeated.
+pub fn seed() -> Result<u64> {
+    use anyhow::Context as _;
+    let seed = match std::env::var("RNBD_TEST_SEED") {
+        Ok(text) => text.parse().context("RNBD_TEST_SEED")?,
+        Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_micros() as u64,
+    };
+    println!("seed {seed} (to run it again: toolchain/qemu test --seed {seed} NAME)");
+    Ok(seed)
 }
 
 /// Collects what differs, so that a table of cases is reported whole.

@@ -16,7 +16,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::{Context, Test};
+use super::{Context, Test, seed};
 use crate::attach::{Setup, attaches_again};
 use crate::device::{Device, flag, open_direct, read_direct, req, wait_idle};
 use crate::process::{Child, describe_task, fork_child, processes, wait_for};
@@ -43,16 +43,6 @@ pub const TESTS: &[Test] = &[
 
 const SIZE: u64 = 1 << 20;
 const TASKS: u64 = 8;
-
-/// Of the time, unless one is given to repeat a run. What the scheduler does is not repeated.
-fn seed() -> Result<u64> {
-    let seed = match std::env::var("RNBD_TEST_SEED") {
-        Ok(text) => text.parse().context("RNBD_TEST_SEED")?,
-        Err(_) => std::time::UNIX_EPOCH.elapsed()?.as_micros() as u64,
-    };
-    println!("seed {seed} (RNBD_TEST_SEED)");
-    Ok(seed)
-}
 
 fn disconnect(context: &Context) -> Result<()> {
     let mut rng = SmallRng::seed_from_u64(seed()?);

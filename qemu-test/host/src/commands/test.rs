@@ -27,6 +27,12 @@ pub struct TestArgs {
     /// Only the quick subset
     #[arg(long)]
     quick: bool,
+    /// For tests that can go on for ever: ten minutes of each
+    #[arg(long, conflicts_with = "quick")]
+    soak: bool,
+    /// The seed that a test printed, to run it again as it was
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
     /// Names or globs of tests; all when none is given
     names: Vec<String>,
 }
@@ -62,9 +68,11 @@ impl TestArgs {
 fn run(args: &TestArgs, driver: &str, names: &[String], watch: &Watch) -> Result<Report> {
     let job = |left: &[String]| {
         let quick = if args.quick { " --quick" } else { "" };
+        let soak = if args.soak { " --soak" } else { "" };
+        let seed = args.seed.map(|seed| format!("RNBD_TEST_SEED={seed} ")).unwrap_or_default();
         let names: Vec<String> = left.iter().map(|name| quoted(name)).collect();
         let names = names.join(" ");
-        format!("rnbd-test run --driver {driver} --modules /modules{quick} -- {names}")
+        format!("{seed}rnbd-test run --driver {driver} --modules /modules{quick}{soak} -- {names}")
     };
     let report = Report::new(driver, driver == "nbd");
     let (report, last) = boot_until_done(&args.places, report, names, &job, watch)?;

@@ -6,6 +6,7 @@
 //! All data names its own place (`server::pattern`), and the server checks each byte that it gets.
 
 mod cookies;
+mod fuzz;
 mod replies;
 mod streams;
 
@@ -24,7 +25,7 @@ use crate::kmsg::Log;
 use crate::process::{patient, wait_for};
 use crate::server::{Command, Peer, Request, Server, Transport, pattern};
 
-pub const TESTS: [&[Test]; 3] = [replies::TESTS, cookies::TESTS, streams::TESTS];
+pub const TESTS: [&[Test]; 4] = [replies::TESTS, cookies::TESTS, streams::TESTS, fuzz::TESTS];
 
 const SIZE: u64 = 4 << 20;
 /// What attacks are for.
