@@ -16,12 +16,29 @@ use kernel::prelude::*;
 
 mod abstractions;
 mod bindings;
+// Nothing that user space or a server sends may lead to a panic.
+#[deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 #[forbid(unsafe_code)]
 mod driver;
 #[cfg(CONFIG_KUNIT = "y")]
 mod kunit;
 // A crate of its own on the host: what is public there may be unused here.
 #[allow(dead_code, unreachable_pub)]
+#[deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 #[forbid(unsafe_code)]
 mod protocol;
 

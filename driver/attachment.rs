@@ -244,7 +244,9 @@ impl Attachment {
         let seconds = self.dead_conn_timeout.load(Relaxed);
         let since = *self.lost.lock();
         seconds > 0
-            && since.is_some_and(|since| since.elapsed().as_millis() < i64::from(seconds) * 1000)
+            && since.is_some_and(|since| {
+                since.elapsed().as_millis() < i64::from(seconds).saturating_mul(1000)
+            })
     }
 
     /// What becomes of a request that its connection could not serve: it goes to another if there
