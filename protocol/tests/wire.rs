@@ -84,6 +84,41 @@ proptest! {
         prop_assert_eq!(Reply::decode(&bytes), Err(WrongMagic(magic)));
     }
 
+    /// Whatever comes from the wire is read without a panic, and to a reply's very bytes or an
+    /// error's: what the server did not send is nowhere in it.
+    #[test]
+    fn any_bytes_are_read(bytes: [u8; REPLY_SIZE], with_magic: bool) {
+        let mut bytes = bytes;
+        if with_magic {
+            bytes[..4].copy_from_slice(&0x67446698_u32.to_be_bytes());
+        }
+        let mut back = [0; REPLY_SIZE];
+        match Reply::decode(&bytes) {
+            Ok(reply) => {
+                let error = reply.result.err().map_or(0, ServerError::number);
+                back[..4].copy_from_slice(&0x67446698_u32.to_be_bytes());
+                back[4..8].copy_from_slice(&error.to_be_bytes());
+                back[8..].copy_from_slice(&reply.cookie.to_wire().to_be_bytes());
+            }
+            Err(WrongMagic(magic)) => {
+                back[..4].copy_from_slice(&magic.to_be_bytes());
+                back[4..].copy_from_slice(&bytes[4..]);
+            }
+        }
+        prop_assert_eq!(back, bytes);
+    }
+
+    /// A stream that is cut into replies anywhere: as in the receiver, but without a socket.
+    #[test]
+    fn any_stream_is_read(stream: Vec<u8>) {
+        for start in 0..stream.len() {
+            for bytes in stream[start..].chunks_exact(REPLY_SIZE) {
+                let Ok(bytes) = bytes.try_into() else { continue };
+                let _ = Reply::decode(bytes);
+            }
+        }
+    }
+
     #[test]
     fn cookie_keeps_its_parts(sequence: u32, tag: u32) {
         let cookie = Cookie::from_wire(Cookie::new(sequence, tag).to_wire());

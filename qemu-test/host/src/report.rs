@@ -233,6 +233,11 @@ impl Report {
     pub fn summarise(&self, terminal: &Terminal) {
         let skipped = self.count(|test| matches!(test.status, Status::Skipped(_)));
         let known = self.count(|test| matches!(test.status, Status::KnownFailure(_)));
+        let bad = self.tests.iter().filter_map(tried).filter_map(|what| what.strip_suffix(" bad inputs"));
+        let bad: u64 = bad.filter_map(|count| count.parse::<u64>().ok()).sum();
+        if bad > 0 {
+            terminal.line(&format!("  {bad} bad inputs tried"));
+        }
         if skipped > 0 {
             terminal.line(&format!("  {skipped} skipped"));
         }
@@ -271,11 +276,18 @@ fn describe(Heard { complaint, console }: &Heard) -> String {
     format!("{} (line {} of {console})", complaint.text, complaint.line)
 }
 
+/// What a test says that it has tried.
+fn tried(result: &TestResult) -> Option<&str> {
+    result.diagnostics.iter().find_map(|text| text.strip_prefix("tried: "))
+}
+
 fn print_result(result: &TestResult, terminal: &Terminal) {
     let time = result.milliseconds.map(|time| seconds(Duration::from_millis(time))).unwrap_or_default();
     let line = |note: &str| format!("{:<44} {time:>9}{note}", result.name);
     match &result.status {
-        Status::Passed => terminal.good(&line("")),
+        Status::Passed => {
+            terminal.good(&line(&tried(result).map(|what| format!("  {what}")).unwrap_or_default()));
+        }
         Status::Skipped(why) => terminal.note("skip", &line(&format!("  {why}"))),
         Status::KnownFailure(why) => terminal.note("known", &line(&format!("  {why}"))),
         Status::KnownFailurePassed(why) => terminal.note("ok", &line(&format!("  {why}"))),
