@@ -5,7 +5,10 @@
 //! Retells `abstractions/block/mq/request.rs`: the reference count and outcome of a request.
 
 use crate::explore::{Number, RequestWord};
-use loom::sync::{Condvar, Mutex};
+use loom::{
+    sync::{Condvar, Mutex},
+    thread,
+};
 use rnbd_protocol::request::Word;
 use std::{ops::Deref, sync::Arc};
 
@@ -19,6 +22,7 @@ pub enum Status {
 pub enum Outcome {
     End(Status),
     Requeue,
+    Park,
 }
 
 pub struct Request {
@@ -33,11 +37,16 @@ const UNDECIDED: u32 = 0;
 const OK: u32 = 1;
 const IO_ERROR: u32 = 2;
 const REQUEUE: u32 = 0xff;
+const PARK: u32 = 0xfe;
 
 /// What came back.
 #[derive(Default)]
 struct Returned {
     requeued: Vec<u32>,
+    /// Somebody hands them out.
+    handing_out: bool,
+    /// What waits for a kick.
+    parked: Vec<u32>,
     /// How each request ended, if it did.
     ended: Vec<Vec<Status>>,
     /// How often each was handed out by a submitter.
@@ -68,6 +77,8 @@ impl Layer {
                 .collect(),
             returned: Mutex::new(Returned {
                 requeued: Vec::new(),
+                handing_out: false,
+                parked: Vec::new(),
                 ended: vec![Vec::new(); requests as usize],
                 submitted: vec![0; requests as usize],
             }),
@@ -91,10 +102,26 @@ impl Layer {
         Some(self.take_over(tag))
     }
 
-    /// A request that was put back, to be sent once more.
-    pub fn requeued(self: &Arc<Self>) -> Option<Ref> {
-        let tag = self.returned.lock().unwrap().requeued.pop()?;
-        Some(self.take_over(tag))
+    /// Hands out what was put back, and what is parked too if it is time. One thread at a time does
+    /// so, with what others put back meanwhile: it is a worker's task.
+    pub fn hand_out(self: &Arc<Self>, parked: bool, queue_rq: impl Fn(Ref)) {
+        let mut returned = self.returned.lock().unwrap();
+        if parked {
+            let parked = std::mem::take(&mut returned.parked);
+            returned.requeued.extend(parked);
+        }
+        if returned.handing_out {
+            return;
+        }
+        while let Some(tag) = returned.requeued.pop() {
+            returned.handing_out = true;
+            drop(returned);
+            queue_rq(self.take_over(tag));
+            // If it was put back again, others must move first.
+            thread::yield_now();
+            returned = self.returned.lock().unwrap();
+        }
+        returned.handing_out = false;
     }
 
     fn take_over(self: &Arc<Self>, tag: u32) -> Ref {
@@ -155,6 +182,7 @@ impl Layer {
         let mut returned = self.returned.lock().unwrap();
         let status = match outcome {
             REQUEUE => return returned.requeued.push(tag),
+            PARK => return returned.parked.push(tag),
             OK => Status::Ok,
             _ => Status::IoError,
         };
@@ -186,6 +214,7 @@ impl Ref {
     pub fn finish(&self, outcome: Outcome) {
         let outcome = match outcome {
             Outcome::Requeue => REQUEUE,
+            Outcome::Park => PARK,
             Outcome::End(Status::Ok) => OK,
             Outcome::End(Status::IoError) => IO_ERROR,
         };
@@ -228,7 +257,7 @@ impl Drop for Ref {
         if old & REFS != 1 {
             return;
         }
-        if old >> 24 == REQUEUE {
+        if matches!(old >> 24, REQUEUE | PARK) {
             self.state.store_release(0);
         }
         self.layer.give_back(self.tag, old >> 24);

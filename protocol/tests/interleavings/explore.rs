@@ -58,7 +58,7 @@ impl AtomicWord for RequestWord {
     }
 }
 
-/// A flag that is set once and read without order.
+/// A flag that is read without order.
 pub struct Flag(AtomicBool);
 
 impl Flag {
@@ -70,8 +70,8 @@ impl Flag {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub fn set_relaxed(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    pub fn store_relaxed(&self, value: bool) {
+        self.0.store(value, Ordering::Relaxed);
     }
 
     /// `xchg(true, Full)`.
@@ -98,6 +98,10 @@ impl Number {
 
     pub fn fetch_sub_full(&self, less: u32) -> u32 {
         full(self.0.fetch_sub(less, Ordering::AcqRel))
+    }
+
+    pub fn fetch_add_full(&self, more: u32) -> u32 {
+        full(self.0.fetch_add(more, Ordering::AcqRel))
     }
 
     pub fn fetch_add_relaxed(&self, more: u32) -> u32 {

@@ -4,9 +4,13 @@
 //! (invariants G1 to G3).
 //!
 //! The logic is the module's own: [`rnbd_protocol::request`] and [`rnbd_protocol::setup`]. What
-//! the driver does around it cannot run here, for it needs a kernel; [`transport`], [`block`] and
-//! [`rnbd`] retell it, function by function and in the same order: change them with it.
-//! [`nbd_ko`] does the same for the C driver's rules, to show that the harness sees its bugs.
+//! the driver does around it cannot run here, for it needs a kernel; [`block`], [`connection`],
+//! [`transport`], [`replace`], [`keeper`] and [`rnbd`] retell it, function by function and in the
+//! same order: change them with it. [`nbd_ko`] does the same for the C driver's rules, and
+//! [`rules`] takes single rules of ours away, to show that the harness sees what is wrong then.
+//!
+//! Time is not part of it: what the driver waits for no longer than so many seconds is over here
+//! at any moment.
 //!
 //! Bounds: a test says how many preemptions it explores (loom's `preemption_bound`; `None` is
 //! all), [`explore`] prints how many interleavings those were (`cargo test -- --nocapture`). loom
@@ -18,11 +22,18 @@
 #![cfg(not(miri))]
 
 mod block;
+mod connection;
 mod device;
+mod end;
 mod explore;
+mod handover;
+mod keeper;
 mod nbd_ko;
+mod reconnect;
+mod replace;
 mod request;
 mod rnbd;
+mod rules;
 mod setup;
 mod socket;
 mod transport;

@@ -16,13 +16,13 @@ use crate::{
 /// death has to see to the request: the sender that looks again after the send, or the receiver.
 fn killed(name: &str, event: Event) {
     explore(name, Some(3), move || {
-        let device = Device::new(1, &[&[event]]);
-        let receiver = device.spawn(|device| device.receive(0));
+        let device = Device::running(1, &[&[event]]);
         let sender = device.spawn(|device| device.submit(0, 0));
         device.kill(0);
         sender.join().unwrap();
-        receiver.join().unwrap();
-        device.layer.assert_all_ended();
+        device.join_receivers();
+        device.assert_all_ended();
+        device.assert_counted();
     });
 }
 
@@ -43,15 +43,14 @@ fn a_server_that_closes_or_misbehaves_ends_its_own_connection() {
     ] {
         explore(name, Some(3), move || {
             // Twice over the same tag, so that the second reply may meet the next use of it.
-            let device = Device::new(1, &[&[event, Silence]]);
-            let receiver = device.spawn(|device| device.receive(0));
+            let device = Device::running(1, &[&[event, Silence]]);
             let sender = device.spawn(|device| {
                 device.submit(0, 0);
                 device.submit(0, 0);
             });
-            receiver.join().unwrap();
+            device.join_receivers();
             sender.join().unwrap();
-            device.layer.assert_all_ended();
+            device.assert_all_ended();
         });
     }
 }
@@ -60,8 +59,7 @@ fn a_server_that_closes_or_misbehaves_ends_its_own_connection() {
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn a_silent_servers_request_ends_by_its_time_out() {
     explore("time-out", Some(3), || {
-        let device = Device::new(1, &[&[Silence]]);
-        let receiver = device.spawn(|device| device.receive(0));
+        let device = Device::running(1, &[&[Silence]]);
         let sender = device.spawn(|device| device.submit(0, 0));
         device.time_out();
         sender.join().unwrap();
@@ -69,8 +67,8 @@ fn a_silent_servers_request_ends_by_its_time_out() {
         device.time_out();
         device.layer.wait(0);
         device.kill(0);
-        receiver.join().unwrap();
-        device.layer.assert_all_ended();
+        device.join_receivers();
+        device.assert_all_ended();
     });
 }
 
@@ -82,18 +80,15 @@ fn what_a_dead_connection_owes_goes_over_another() {
         ("requeue after reply", Answer),
     ] {
         explore(name, Some(2), move || {
-            let device = Device::new(1, &[&[event], &[]]);
-            let first = device.spawn(|device| device.receive(0));
-            let second = device.spawn(|device| device.receive(1));
+            let device = Device::running(1, &[&[event], &[]]);
             let sender = device.spawn(|device| device.submit(0, 0));
             device.kill(0);
             // Nothing but the death of all connections is a reason for an error.
             assert_eq!(device.layer.wait(0), Status::Ok, "a request failed");
             device.kill(1);
-            for thread in [sender, first, second] {
-                thread.join().unwrap();
-            }
-            device.layer.assert_all_ended();
+            sender.join().unwrap();
+            device.join_receivers();
+            device.assert_all_ended();
         });
     }
 }
@@ -101,27 +96,23 @@ fn what_a_dead_connection_owes_goes_over_another() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn draining_ends_every_request_at_any_moment() {
-    for (name, event) in [("drain, reply", Answer), ("drain, no reply", Silence)] {
-        explore(name, Some(3), move || {
-            let device = Device::new(1, &[&[event]]);
-            let receiver = device.spawn(|device| device.receive(0));
+    for (name, event, bound) in [("drain, reply", Answer, 3), ("drain, no reply", Silence, 2)] {
+        explore(name, Some(bound), move || {
+            let device = Device::running(1, &[&[event]]);
             let sender = device.spawn(|device| device.submit(0, 0));
-            device.drain(vec![receiver]);
+            device.drain();
             sender.join().unwrap();
-            device.run_requeued();
-            device.layer.assert_all_ended();
+            device.assert_all_ended();
         });
     }
     explore("drain, two senders", Some(1), || {
-        let device = Device::new(2, &[&[Silence]]);
-        let receiver = device.spawn(|device| device.receive(0));
+        let device = Device::running(2, &[&[Silence]]);
         let first = device.spawn(|device| device.submit(0, 0));
         let second = device.spawn(|device| device.submit(1, 0));
-        device.drain(vec![receiver]);
+        device.drain();
         first.join().unwrap();
         second.join().unwrap();
-        device.run_requeued();
-        device.layer.assert_all_ended();
+        device.assert_all_ended();
     });
 }
 
@@ -129,14 +120,11 @@ fn draining_ends_every_request_at_any_moment() {
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn draining_ends_what_waits_to_be_sent_again() {
     explore("drain, two connections", Some(1), || {
-        let device = Device::new(1, &[&[Close], &[Silence]]);
-        let first = device.spawn(|device| device.receive(0));
-        let second = device.spawn(|device| device.receive(1));
+        let device = Device::running(1, &[&[Close], &[Silence]]);
         let sender = device.spawn(|device| device.submit(0, 0));
-        device.drain(vec![first, second]);
+        device.drain();
         sender.join().unwrap();
-        device.run_requeued();
-        device.layer.assert_all_ended();
+        device.assert_all_ended();
     });
 }
 
@@ -144,16 +132,15 @@ fn draining_ends_what_waits_to_be_sent_again() {
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn an_interrupted_send_is_finished_by_a_worker_or_fails() {
     explore("interrupted, killed", Some(2), || {
-        let device = Device::new(1, &[&[Signal, Silence]]);
-        let receiver = device.spawn(|device| device.receive(0));
+        let device = Device::running(1, &[&[Signal, Silence]]);
         let worker = device.spawn(|device| device.work(0));
         let sender = device.spawn(|device| device.submit(0, 0));
         device.kill(0);
         sender.join().unwrap();
         device.stop_work(0);
         worker.join().unwrap();
-        receiver.join().unwrap();
-        device.layer.assert_all_ended();
+        device.join_receivers();
+        device.assert_all_ended();
     });
 }
 
@@ -161,8 +148,7 @@ fn an_interrupted_send_is_finished_by_a_worker_or_fails() {
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn an_interrupted_send_is_finished_by_the_next_sender_or_the_worker() {
     explore("interrupted, next sender", Some(1), || {
-        let device = Device::new(2, &[&[Signal]]);
-        let receiver = device.spawn(|device| device.receive(0));
+        let device = Device::running(2, &[&[Signal]]);
         let worker = device.spawn(|device| device.work(0));
         let next = device.spawn(|device| device.submit(1, 0));
         device.submit(0, 0);
@@ -173,8 +159,8 @@ fn an_interrupted_send_is_finished_by_the_next_sender_or_the_worker() {
         device.kill(0);
         device.stop_work(0);
         worker.join().unwrap();
-        receiver.join().unwrap();
-        device.layer.assert_all_ended();
+        device.join_receivers();
+        device.assert_all_ended();
     });
 }
 
@@ -182,8 +168,7 @@ fn an_interrupted_send_is_finished_by_the_next_sender_or_the_worker() {
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn an_answer_to_a_part_spares_the_next_use_of_the_request() {
     explore("a part is answered", Some(2), || {
-        let device = Device::new(1, &[&[SignalAndAnswer, Silence]]);
-        let receiver = device.spawn(|device| device.receive(0));
+        let device = Device::running(1, &[&[SignalAndAnswer, Silence]]);
         let worker = device.spawn(|device| device.work(0));
         let sender = device.spawn(|device| {
             device.submit(0, 0);
@@ -193,8 +178,8 @@ fn an_answer_to_a_part_spares_the_next_use_of_the_request() {
         device.stop_work(0);
         worker.join().unwrap();
         device.kill(0);
-        receiver.join().unwrap();
-        device.layer.assert_all_ended();
+        device.join_receivers();
+        device.assert_all_ended();
     });
 }
 
@@ -205,9 +190,8 @@ fn draining_ends_what_no_receiver_awaits() {
     explore("drain, no receiver", None, || {
         let device = Device::new(1, &[&[Silence]]);
         let sender = device.spawn(|device| device.submit(0, 0));
-        device.drain(vec![]);
+        device.drain();
         sender.join().unwrap();
-        device.run_requeued();
-        device.layer.assert_all_ended();
+        device.assert_all_ended();
     });
 }

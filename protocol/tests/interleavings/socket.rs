@@ -19,6 +19,10 @@ pub enum Event {
     Silence,
     /// The server closes.
     Close,
+    /// The server had closed before the socket was given to the driver.
+    Closed,
+    /// The server takes nothing: the sender waits until the socket is shut down.
+    Stall,
     /// A signal stops the sender after a part.
     Signal,
     /// A signal stops the sender after a part, and the server answers that.
@@ -49,7 +53,7 @@ impl Socket {
     pub fn new(events: &[Event]) -> Self {
         Self {
             state: Mutex::new(State {
-                shut: false,
+                shut: events.first() == Some(&Event::Closed),
                 replies: VecDeque::new(),
                 events: events.iter().copied().collect(),
             }),
@@ -71,7 +75,13 @@ impl Socket {
                 state.replies.push_back(Cookie::new(earlier, cookie.tag()));
             }
             Event::Silence => {}
-            Event::Close => state.shut = true,
+            Event::Close | Event::Closed => state.shut = true,
+            Event::Stall => {
+                while !state.shut {
+                    state = self.changed.wait(state).unwrap();
+                }
+                return Sent::Failed;
+            }
             Event::Signal => return Sent::Interrupted,
             Event::SignalAndAnswer => {
                 state.replies.push_back(cookie);

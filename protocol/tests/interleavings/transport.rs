@@ -2,113 +2,86 @@
 
 //! What the driver does with requests, retold for loom.
 //!
-//! Mirrors `driver/attachment.rs`, `connection.rs`, `transmit.rs`, `receive.rs`, `timeout.rs`
-//! and the `drain` of `keeper.rs`: the same functions, the same order of accesses, without the
-//! bytes. Change them together.
+//! Mirrors `driver/attachment.rs`, `transmit.rs`, `receive.rs` and `timeout.rs`: the same
+//! functions, the same order of accesses, without the bytes and the time. Change them together.
 
 use crate::{
     block::{Layer, Outcome, Ref, Status},
+    connection::{Connection, Link, Loss, Partial, Tx},
     explore::{Flag, Number, RequestWord},
-    socket::{Event, Sent, Socket},
+    keeper::{End, Presence},
+    rules::Rules,
+    socket::{Event, Sent},
 };
 use loom::{
     sync::{Condvar, Mutex, RwLock},
     thread,
 };
-use rnbd_protocol::{
-    cookie::Sequence,
-    request::{Claim, Route, SendMark, Sending},
-};
-use std::sync::Arc;
-
-pub struct Connection {
-    route: Route,
-    socket: Socket,
-    dead: Flag,
-    tx: Mutex<Tx>,
-    work: Mutex<Work>,
-    work_changed: Condvar,
-}
-
-/// What a connection's senders leave to each other.
-#[derive(Default)]
-struct Tx {
-    sequence: Sequence,
-    partial: Option<Partial>,
-}
-
-/// A request of which only a part went out.
-struct Partial {
-    request: Ref,
-    mark: SendMark,
-}
-
-/// `Deferred`: what a worker shall do for a connection.
-#[derive(Default)]
-struct Work {
-    scheduled: bool,
-    running: bool,
-    stop: bool,
-}
-
-impl Connection {
-    fn kill(&self) -> bool {
-        if self.dead.set_full() {
-            return false;
-        }
-        self.socket.shutdown();
-        true
-    }
-
-    fn schedule(&self) {
-        self.work.lock().unwrap().scheduled = true;
-        self.work_changed.notify_all();
-    }
-
-    /// `flush_work`.
-    fn flush(&self) {
-        let mut work = self.work.lock().unwrap();
-        while work.scheduled || work.running {
-            work = self.work_changed.wait(work).unwrap();
-        }
-    }
-}
+use rnbd_protocol::request::{Claim, Route, Sending};
+use std::sync::{Arc, Mutex as StdMutex};
 
 pub struct Device {
     pub layer: Arc<Layer>,
-    connections: Vec<Connection>,
+    pub rules: Rules,
+    pub connections: Vec<Connection>,
+    /// Requests wait for a connection when none lives.
+    waits: bool,
     live: Number,
-    draining: Flag,
+    pub draining: Flag,
+    /// A connection has died.
+    lost: Mutex<bool>,
+    pub presence: Mutex<Presence>,
+    pub end: Mutex<End>,
+    pub end_changed: Condvar,
     /// Held for reading while the block layer hands a request out.
-    dispatch: RwLock<()>,
+    pub dispatch: RwLock<()>,
+    /// All links that there ever were; no part of the model.
+    pub links: StdMutex<Vec<Arc<Link>>>,
 }
 
 impl Device {
-    /// A running attachment, with a connection for each list of events.
+    /// An attachment with a connection for each list of events. When all are dead, requests fail.
     pub fn new(requests: u32, sockets: &[&[Event]]) -> Arc<Self> {
+        Self::make(requests, sockets, false, Rules::DRIVER)
+    }
+
+    /// The same; when all connections are dead, requests wait for another.
+    pub fn waiting(requests: u32, sockets: &[&[Event]]) -> Arc<Self> {
+        Self::make(requests, sockets, true, Rules::DRIVER)
+    }
+
+    /// The first, brought up: each connection has its receiver.
+    pub fn running(requests: u32, sockets: &[&[Event]]) -> Arc<Self> {
+        let device = Self::new(requests, sockets);
+        device.bring_up();
+        device
+    }
+
+    pub fn make(requests: u32, sockets: &[&[Event]], waits: bool, rules: Rules) -> Arc<Self> {
+        let connections: Vec<_> = (0..)
+            .zip(sockets)
+            .map(|(index, events)| Connection::new(index, events, rules))
+            .collect();
         Arc::new(Self {
             layer: Layer::new(requests),
-            connections: (0..)
-                .zip(sockets)
-                .map(|(connection, events)| Connection {
-                    route: Route {
-                        connection,
-                        epoch: 0,
-                    },
-                    socket: Socket::new(events),
-                    dead: Flag::new(),
-                    tx: Mutex::default(),
-                    work: Mutex::default(),
-                    work_changed: Condvar::new(),
-                })
-                .collect(),
+            rules,
+            waits,
             live: Number::new(sockets.len() as u32),
             draining: Flag::new(),
+            lost: Mutex::new(false),
+            presence: Mutex::default(),
+            end: Mutex::default(),
+            end_changed: Condvar::new(),
             dispatch: RwLock::new(()),
+            links: StdMutex::new(connections.iter().map(Connection::link).collect()),
+            connections,
         })
     }
 
-    pub fn spawn(self: &Arc<Self>, act: impl FnOnce(&Self) + 'static) -> thread::JoinHandle<()> {
+    pub fn spawn(
+        self: &Arc<Self>,
+        act: impl FnOnce(&Arc<Self>) + 'static,
+    ) -> thread::JoinHandle<()> {
         let device = self.clone();
         thread::spawn(move || act(&device))
     }
@@ -120,22 +93,52 @@ impl Device {
             return None;
         }
         let (before, from) = self.connections.split_at(queue % self.connections.len());
-        from.iter().chain(before).find(|c| !c.dead.is_set())
+        from.iter().chain(before).find(|c| !c.is_dead())
     }
 
+    /// Something kills what a connection sends on.
     pub fn kill(&self, connection: usize) {
-        self.kill_connection(&self.connections[connection]);
+        let connection = &self.connections[connection];
+        self.kill_link(connection, &connection.link());
     }
 
-    fn kill_connection(&self, connection: &Connection) {
-        if connection.kill() {
+    pub fn kill_link(&self, connection: &Connection, link: &Link) {
+        if connection.kill(link) == Loss::Current {
+            self.count_lost();
+        }
+    }
+
+    pub fn count_lost(&self) {
+        if !self.rules.notes_before_counting {
+            self.live.fetch_sub_full(1);
+        }
+        *self.lost.lock().unwrap() = true;
+        if self.rules.notes_before_counting {
             self.live.fetch_sub_full(1);
         }
     }
 
-    fn fate(&self) -> Outcome {
-        if self.live.load() > 0 && !self.draining.is_set() {
+    pub fn count_revived(&self) {
+        self.live.fetch_add_full(1);
+    }
+
+    pub fn kill_all(&self) {
+        self.draining.store_relaxed(true);
+        for connection in &self.connections {
+            self.kill_link(connection, &connection.link());
+            if let Some(leaving) = connection.leaving() {
+                self.kill_link(connection, &leaving);
+            }
+        }
+    }
+
+    pub fn fate(&self) -> Outcome {
+        if self.draining.is_set() {
+            Outcome::End(Status::IoError)
+        } else if self.live.load() > 0 {
             Outcome::Requeue
+        } else if self.waits && *self.lost.lock().unwrap() {
+            Outcome::Park
         } else {
             Outcome::End(Status::IoError)
         }
@@ -143,7 +146,11 @@ impl Device {
 
     fn release_stranded(&self, route: Route) {
         self.layer.for_each_request(|request| {
-            if let Some(claim) = request.word.claim_from(route) {
+            let from = match request.word.route() {
+                Some(other) if !self.rules.releases_its_own => other,
+                _ => route,
+            };
+            if let Some(claim) = request.word.claim_from(from) {
                 answer(request, claim, self.fate());
             }
         });
@@ -161,9 +168,13 @@ impl Device {
 
     /// The block layer hands out what was put back.
     pub fn run_requeued(&self) {
-        while let Some(request) = self.layer.requeued() {
-            self.queue_rq(request, 0);
-        }
+        self.hand_out(false);
+    }
+
+    /// As well as what is parked, if somebody says so or its time is over.
+    pub fn hand_out(&self, parked: bool) {
+        self.layer
+            .hand_out(parked, |request| self.queue_rq(request, 0));
     }
 
     fn queue_rq(&self, request: Ref, queue: usize) {
@@ -176,20 +187,27 @@ impl Device {
 
     fn try_submit(&self, request: &Ref, queue: usize) -> Result<(), Outcome> {
         loop {
-            let connection = self.choose(queue).ok_or(Outcome::End(Status::IoError))?;
+            let connection = self.choose(queue).ok_or_else(|| self.fate())?;
             let mut earlier = None;
             let mut tx = connection.tx.lock().unwrap();
-            if connection.dead.is_set() || self.draining.is_set() {
+            if tx.link.is_dead() || self.draining.is_set() {
+                let link = tx.link.clone();
+                drop(tx);
+                // The driver just tries again. Here whoever kills or replaces it must move first.
+                if !self.draining.is_set() {
+                    connection.await_change(&link);
+                }
                 continue;
             }
             if !self.finish_earlier(connection, &mut tx, &mut earlier) {
                 return Err(Outcome::Requeue);
             }
-            if connection.dead.is_set() {
+            if tx.link.is_dead() {
                 continue;
             }
-            let sending = request.word.begin(connection.route, &mut tx.sequence);
-            let sent = send(connection, request, &sending);
+            let Tx { link, sequence, .. } = &mut *tx;
+            let sending = request.word.begin(link.route, sequence);
+            let sent = send(link, request, &sending);
             self.settle(connection, request, sending, sent, &mut tx);
             // As in the driver, the lock goes before the last reference to an earlier request.
             drop(tx);
@@ -209,10 +227,10 @@ impl Device {
         };
         let request = partial.request.clone();
         if let Some(sending) = request.word.resume(partial.mark) {
-            let sent = send(connection, &request, &sending);
+            let sent = send(&tx.link, &request, &sending);
             self.settle(connection, &request, sending, sent, tx);
         } else {
-            self.kill_connection(connection);
+            self.kill_link(connection, &tx.link);
         }
         *earlier = Some(partial);
         tx.partial.is_none()
@@ -237,8 +255,8 @@ impl Device {
         match sent {
             Sent::Whole => {
                 sending.sent();
-                if connection.dead.is_set() {
-                    if let Some(claim) = request.word.claim_from(connection.route) {
+                if self.rules.looks_again && tx.link.is_dead() {
+                    if let Some(claim) = request.word.claim_from(tx.link.route) {
                         answer(request, claim, self.fate());
                     }
                 }
@@ -251,7 +269,7 @@ impl Device {
                 connection.schedule();
             }
             Sent::Failed => {
-                self.kill_connection(connection);
+                self.kill_link(connection, &tx.link);
                 if let Some(claim) = sending.abandon() {
                     answer(request, claim, self.fate());
                 }
@@ -259,27 +277,49 @@ impl Device {
         }
     }
 
-    // driver/receive.rs
-
-    /// The receiver of a connection, until that dies.
-    pub fn receive(&self, connection: usize) {
+    /// The worker of a connection, until it is stopped.
+    pub fn work(&self, connection: usize) {
         let connection = &self.connections[connection];
-        while self.serve_reply(connection) {}
-        self.kill_connection(connection);
-        self.release_stranded(connection.route);
-        self.run_requeued();
+        connection.work(|| {
+            self.finish_partial(connection);
+            self.run_requeued();
+        });
     }
 
-    fn serve_reply(&self, connection: &Connection) -> bool {
-        let Some(cookie) = connection.socket.receive() else {
+    pub fn stop_work(&self, connection: usize) {
+        self.connections[connection].stop_work();
+    }
+
+    // driver/receive.rs
+
+    /// Starts the receiver of a connection's link.
+    pub fn receiver(self: &Arc<Self>, connection: u16, link: Arc<Link>) -> thread::JoinHandle<()> {
+        self.tell_keeper(|end| end.receivers += 1);
+        self.spawn(move |device| {
+            let connection = &device.connections[usize::from(connection)];
+            while device.serve_reply(&link) {}
+            device.kill_link(connection, &link);
+            device.release_stranded(link.route);
+            device.tell_keeper(|end| end.receivers -= 1);
+            device.run_requeued();
+        })
+    }
+
+    fn serve_reply(&self, link: &Link) -> bool {
+        let Some(cookie) = link.socket.receive() else {
             return false;
         };
         let Some(request) = self.layer.try_get(cookie.tag()) else {
             return false;
         };
-        let Ok(claim) = request.word.reply(cookie, connection.route) else {
+        let Ok(claim) = request.word.reply(cookie, link.route) else {
             return false;
         };
+        assert_eq!(
+            request.word.route(),
+            Some(link.route),
+            "a request was answered over another link than it was sent on"
+        );
         answer(&request, claim, Outcome::End(Status::Ok));
         true
     }
@@ -289,70 +329,58 @@ impl Device {
     /// The block layer looks for requests that take too long.
     pub fn time_out(&self) {
         self.layer.for_each_request(|request| {
-            if let Some(route) = request.word.route() {
-                self.kill(route.connection.into());
+            let Some(route) = request.word.route() else {
+                return;
+            };
+            let connection = &self.connections[usize::from(route.connection)];
+            if let Some(link) = connection.link_of(route) {
+                self.kill_link(connection, &link);
             }
         });
         self.run_requeued();
     }
 
-    // driver/connection.rs, abstractions/deferred.rs
+    // What must hold once all is quiet.
 
-    /// The worker of a connection, until it is stopped.
-    pub fn work(&self, connection: usize) {
-        let connection = &self.connections[connection];
-        let mut work = connection.work.lock().unwrap();
-        while !work.stop || work.scheduled {
-            if !work.scheduled {
-                work = connection.work_changed.wait(work).unwrap();
-                continue;
-            }
-            work.scheduled = false;
-            work.running = true;
-            drop(work);
-            self.finish_partial(connection);
-            self.run_requeued();
-            work = connection.work.lock().unwrap();
-            work.running = false;
-            connection.work_changed.notify_all();
-        }
+    /// All threads are done: what is put back is sent, or fails; each request has ended.
+    pub fn assert_all_ended(&self) {
+        // What is parked is tried again now and then.
+        self.hand_out(true);
+        self.layer.assert_all_ended();
     }
 
-    pub fn stop_work(&self, connection: usize) {
-        let connection = &self.connections[connection];
-        connection.work.lock().unwrap().stop = true;
-        connection.work_changed.notify_all();
+    /// What is known of the connections is true.
+    pub fn assert_counted(&self) {
+        for connection in &self.connections {
+            assert_eq!(
+                connection.is_dead(),
+                connection.link().is_dead(),
+                "a connection is not what its link is, dead or alive"
+            );
+        }
+        let live = self.connections.iter().filter(|it| !it.is_dead()).count();
+        assert_eq!(
+            self.live.load() as usize,
+            live,
+            "the connections that live are counted wrongly"
+        );
     }
 
-    // driver/keeper.rs
-
-    /// `kill_all`, and the `drain` that follows it.
-    pub fn drain(&self, receivers: Vec<thread::JoinHandle<()>>) {
-        self.draining.set_relaxed();
-        for connection in &self.connections {
-            self.kill_connection(connection);
-        }
-        for receiver in receivers {
-            receiver.join().unwrap();
-        }
-        for connection in &self.connections {
-            connection.flush();
-        }
-        // `wait_for_dispatch`.
-        drop(self.dispatch.write().unwrap());
-        self.layer.for_each_request(|request| {
-            if let Some(claim) = request.word.claim() {
-                answer(request, claim, Outcome::End(Status::IoError));
-            }
-        });
+    /// No link lives any more.
+    pub fn assert_none_lives(&self) {
+        let links = self.links.lock().unwrap();
+        assert!(
+            links.iter().all(|link| link.is_dead()),
+            "a link lives that nobody will shut down"
+        );
     }
 }
 
-fn send(connection: &Connection, request: &Ref, sending: &Sending<'_, RequestWord>) -> Sent {
-    connection.socket.send(sending.cookie(request.tag))
+fn send(link: &Link, request: &Ref, sending: &Sending<'_, RequestWord>) -> Sent {
+    link.socket.send(sending.cookie(request.tag))
 }
 
-fn answer(request: &Ref, claim: Claim<'_, RequestWord>, outcome: Outcome) {
+pub fn answer(request: &Ref, claim: Claim<'_, RequestWord>, outcome: Outcome) {
     claim.answer();
     request.finish(outcome);
 }

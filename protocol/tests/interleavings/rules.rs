@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a test may take away from the driver's rules, to see that an exploration tells.
+
+/// Each is true of the driver.
+#[derive(Clone, Copy)]
+pub struct Rules {
+    /// A sender looks once more whether its link died while it sent.
+    pub looks_again: bool,
+    /// The death of a link that has been replaced is no loss.
+    pub minds_epochs: bool,
+    /// Requests are taken from the dead link alone, not from the one that has replaced it.
+    pub releases_its_own: bool,
+    /// Who puts a link looks whether it died before.
+    pub finds_stillborn: bool,
+    /// Who puts a link looks whether the generation has ended.
+    pub sees_the_end: bool,
+    /// Requests that wait for a connection are sent when there is one.
+    pub kicks: bool,
+    /// When the last connection died is noted before it is counted.
+    pub notes_before_counting: bool,
+    /// A sender that keeps a handover waiting costs the link, not the connection.
+    pub cuts_off: bool,
+    /// A handover forgets its own old link, not one of a later handover.
+    pub forgets_its_own: bool,
+    /// A request of which a part went out over an old link is sent anew.
+    pub resends_parts: bool,
+    /// The drain awaits the receivers of links that were just replaced.
+    pub awaits_all_receivers: bool,
+    /// A worker ends a generation once.
+    pub ends_once: bool,
+    /// A worker does not end a generation that is still being brought up.
+    pub ends_after_start: bool,
+}
+
+impl Rules {
+    /// The driver's.
+    pub const DRIVER: Self = Self {
+        looks_again: true,
+        minds_epochs: true,
+        releases_its_own: true,
+        finds_stillborn: true,
+        sees_the_end: true,
+        kicks: true,
+        notes_before_counting: true,
+        cuts_off: true,
+        forgets_its_own: true,
+        resends_parts: true,
+        awaits_all_receivers: true,
+        ends_once: true,
+        ends_after_start: true,
+    };
+}
