@@ -33,6 +33,9 @@ fn job_row(job: &JobResult) -> Vec<String> {
     };
     row.push(of_drivers(|cost| format!("{:.2}", cost.requests)));
     row.push(of_drivers(|cost| format!("{:.0}%", cost.idle * 100.0)));
+    let used =
+        |subject| job.costs.get(subject).map_or("-".to_owned(), |cost| cost.connections_used.to_string());
+    row.push(SUBJECTS.iter().map(used).collect::<Vec<_>>().join(" / "));
     row
 }
 
@@ -71,6 +74,7 @@ pub fn jobs(results: &Results) -> String {
         "of limit",
         "requests",
         "idle",
+        "sockets used",
     ];
     let mut rows = vec![words(&titles)];
     rows.extend(results.jobs.iter().map(job_row));
@@ -104,7 +108,10 @@ pub fn markdown(results: &Results) -> String {
          interval; *without server* is the same without what the server's process takes, its system calls included. \
          *limit* is the same requests over the same socket without a driver, *of limit* what rnbd.ko takes of \
          that. *requests* are those on the wire for an I/O, and *idle* the share of the time in which no task ran: \
-         nbd.ko / rnbd.ko.\n\n{}\nAttaching and detaching, in the guest's time, waits included:\n\n{}",
+         nbd.ko / rnbd.ko. *sockets used* are those that had a request, of nbd.ko / rnbd.ko / limit: a driver uses one \
+         for each processor, so that with fewer processors than sockets a job with several says nothing of several, \
+         and is no match for the limit, which uses them all. The limit is a program that copies what it sends; a \
+         driver need not, and can beat it at writes.\n\n{}\nAttaching and detaching, in the guest's time, waits included:\n\n{}",
         if origin.quick { "Quick benchmark" } else { "Benchmark" },
         origin.date,
         origin.measure.name(),
