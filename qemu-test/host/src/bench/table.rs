@@ -110,8 +110,7 @@ pub fn markdown(results: &Results) -> String {
          that. *requests* are those on the wire for an I/O, and *idle* the share of the time in which no task ran: \
          nbd.ko / rnbd.ko. *sockets used* are those that had a request, of nbd.ko / rnbd.ko / limit: a driver uses one \
          for each processor, so that with fewer processors than sockets a job with several says nothing of several, \
-         and is no match for the limit, which uses them all. The limit is a program that copies what it sends; a \
-         driver need not, and can beat it at writes.\n\n{}\nAttaching and detaching, in the guest's time, waits included:\n\n{}",
+         and is no match for the limit, which uses them all.\n\n{}\nAttaching and detaching, in the guest's time, waits included:\n\n{}",
         if origin.quick { "Quick benchmark" } else { "Benchmark" },
         origin.date,
         origin.measure.name(),
