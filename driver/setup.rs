@@ -20,7 +20,7 @@ use crate::{
         setup::{Config, Configured, DiskUse, Failure, Refusal},
     },
 };
-use kernel::{fmt, prelude::*};
+use kernel::{fmt, prelude::*, str::CString};
 
 /// Longest time-out that can be set, in seconds: what the block layer can count, in milliseconds.
 pub(super) const MAX_TIMEOUT: u32 = u32::MAX / 1000;
@@ -31,7 +31,8 @@ pub(super) const MAX_TIMEOUT: u32 = u32::MAX / 1000;
 /// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
 pub(super) fn refuse(disk: &Disk<Device>, refusal: Refusal) -> Error {
     if disk.data().said.may_say().is_some() {
-        dev_err!(disk.device(), "{}\n", Explained { disk, refusal });
+        let why = Explained::new(disk, refusal);
+        dev_err!(disk.device(), "{why}\n");
     }
     errno(refusal)
 }
@@ -49,44 +50,65 @@ pub(super) fn errno(refusal: Refusal) -> Error {
     }
 }
 
-/// Why a change of a disk's setup is refused, and what to do about it. To show it takes the setup
-/// lock for the owner's name, and the disk's open lock for its exclusive user's.
-pub(super) struct Explained<'a> {
-    pub(super) disk: &'a Disk<Device>,
-    pub(super) refusal: Refusal,
+/// Why a change of a disk's setup is refused, and what to do about it.
+///
+/// It is found out beforehand: what is shown in the log is written with interrupts off.
+pub(super) struct Explained {
+    refusal: Refusal,
+    /// Who is in the way, if that is known.
+    who: Option<CString>,
 }
 
-impl fmt::Display for Explained<'_> {
+impl Explained {
+    /// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
+    pub(super) fn new(disk: &Disk<Device>, refusal: Refusal) -> Self {
+        let who = match refusal {
+            Refusal::Owned | Refusal::Running | Refusal::Netlink => {
+                let life = disk.data().setup.lock();
+                life.owner()
+                    .map(|owner| CString::try_from_fmt(fmt!("{owner}")))
+            }
+            Refusal::Held => {
+                let user = disk.exclusive_user();
+                user.map(|user| CString::try_from_fmt(fmt!("{user}")))
+            }
+            _ => None,
+        };
+        Self {
+            refusal,
+            who: who.and_then(Result::ok),
+        }
+    }
+}
+
+impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let life = || self.disk.data().setup.lock();
-        match self.refusal {
-            Refusal::Owned => match life().owner() {
-                Some(owner) => {
-                    f.write_fmt(fmt!("being set up by {owner}: wait, or NBD_CLEAR_SOCK"))
-                }
-                None => write!(f, "being set up by another process"),
-            },
-            Refusal::Running | Refusal::Netlink => match life().owner() {
-                Some(owner) => {
-                    f.write_fmt(fmt!("in use, attached by {owner}: disconnect it first"))
-                }
-                None => write!(f, "in use"),
-            },
-            Refusal::Draining => write!(f, "the last attachment is not gone yet: try again"),
-            Refusal::Held => match self.disk.exclusive_user() {
-                Some(user) => f.write_fmt(fmt!(
-                    "used by {user} since the last attachment: unmount or release it first"
-                )),
-                None => write!(f, "used exclusively since the last attachment"),
-            },
-            Refusal::NoConnection => write!(f, "no socket was set: it comes before the start"),
-            Refusal::NotMultiConn => write!(
+        match (self.refusal, self.who.as_deref()) {
+            (Refusal::Owned, Some(owner)) => {
+                f.write_fmt(fmt!("being set up by {owner}: wait, or NBD_CLEAR_SOCK"))
+            }
+            (Refusal::Owned, None) => write!(f, "being set up by another process"),
+            (Refusal::Running | Refusal::Netlink, Some(owner)) => {
+                f.write_fmt(fmt!("in use, attached by {owner}: disconnect it first"))
+            }
+            (Refusal::Running | Refusal::Netlink, None) => write!(f, "in use"),
+            (Refusal::Held, Some(user)) => f.write_fmt(fmt!(
+                "used by {user} since the last attachment: unmount or release it first"
+            )),
+            (Refusal::Held, None) => write!(f, "used exclusively since the last attachment"),
+            (Refusal::Draining, _) => {
+                write!(f, "the last attachment is not gone yet: try again")
+            }
+            (Refusal::NoConnection, _) => {
+                write!(f, "no socket was set: it comes before the start")
+            }
+            (Refusal::NotMultiConn, _) => write!(
                 f,
                 "several sockets, but the export's flags lack NBD_FLAG_CAN_MULTI_CONN"
             ),
-            Refusal::TooManyConnections => write!(f, "too many sockets"),
-            Refusal::NotNetlink => write!(f, "not attached by netlink: connect it first"),
-            Refusal::Gone => write!(f, "the device is being removed"),
+            (Refusal::TooManyConnections, _) => write!(f, "too many sockets"),
+            (Refusal::NotNetlink, _) => write!(f, "not attached by netlink: connect it first"),
+            (Refusal::Gone, _) => write!(f, "the device is being removed"),
         }
     }
 }

@@ -132,7 +132,7 @@ impl Wanted {
                     from = number.saturating_add(1)
                 }
                 Err(NotConnected::Refused(refusal)) => {
-                    let why = Explained { disk, refusal };
+                    let why = Explained::new(disk, refusal);
                     return Err(refuse(info, errno(refusal), fmt!("nbd{number}: {why}")));
                 }
             }

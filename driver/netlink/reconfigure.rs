@@ -85,7 +85,7 @@ fn running(info: &Request<'_>, disk: &Disk<Device>) -> Result<(AttachmentRef, Co
 }
 
 fn refuse_change(info: &Request<'_>, disk: &Disk<Device>, refusal: Refusal) -> Error {
-    let why = Explained { disk, refusal };
+    let why = Explained::new(disk, refusal);
     let index = disk.data().index;
     refuse(info, errno(refusal), fmt!("nbd{index}: {why}"))
 }
