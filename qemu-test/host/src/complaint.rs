@@ -80,6 +80,8 @@ impl Detector {
             return false;
         }
         if self.case_ended(text) {
+            // And so has what was reported during it.
+            self.last = None;
             return false;
         }
         if !self.started || HARMLESS.iter().any(|harmless| text.contains(harmless)) {
