@@ -81,6 +81,13 @@ impl Explained {
     }
 }
 
+/// What is the same for every disk.
+impl From<Refusal> for Explained {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, who: None }
+    }
+}
+
 impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.refusal, self.who.as_deref()) {

@@ -105,6 +105,9 @@ impl Wanted {
         let hw_queues = u32::try_from(self.fds.len())?.max(1);
         // All is looked at before a device is made for it.
         let mut sockets = Some(open_all(info, &self.fds)?);
+        self.config.may_have(self.fds.len()).map_err(|refusal| {
+            refuse(info, errno(refusal), fmt!("{}", Explained::from(refusal)))
+        })?;
         let mut from = 0;
         loop {
             let entry = self.choose(info, index, from, hw_queues)?;

@@ -2,7 +2,7 @@
 
 //! The transitions from phase to phase.
 
-use super::super::{flags::TransmissionFlags, geometry::ExportSize, request::Route};
+use super::super::{geometry::ExportSize, request::Route};
 use super::{
     Config, Configured, Connected, Connections, DiskUse, EndReason, Failure, Interface, Kinds,
     Owner, Phase, Refusal, Retired, Setup,
@@ -27,16 +27,8 @@ impl Interface {
 }
 
 impl<K: Kinds> Setup<K> {
-    /// Whether it has the connections that a generation needs, and no more than the export allows.
     fn may_start(&self) -> Result<(), Refusal> {
-        let multi_conn = TransmissionFlags::CAN_MULTI_CONN;
-        match self.connections.count() {
-            0 => Err(Refusal::NoConnection),
-            1 => Ok(()),
-            count if count > Route::MAX_CONNECTIONS => Err(Refusal::TooManyConnections),
-            _ if self.config.flags.contains(multi_conn) => Ok(()),
-            _ => Err(Refusal::NotMultiConn),
-        }
+        self.config.may_have(self.connections.count())
     }
 }
 

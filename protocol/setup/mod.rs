@@ -28,6 +28,7 @@ pub use lifecycle::Lifecycle;
 use super::{
     flags::TransmissionFlags,
     geometry::{BlockSize, ExportSize},
+    request::Route,
 };
 use core::ffi::CStr;
 
@@ -85,6 +86,21 @@ impl Default for Config {
             dead_conn_timeout: 0,
             disconnect_on_close: false,
             destroy_on_disconnect: false,
+        }
+    }
+}
+
+impl Config {
+    /// Whether a generation can start with so many connections: it needs one, and has no more than
+    /// the export allows.
+    pub fn may_have(&self, connections: usize) -> Result<(), Refusal> {
+        let multi_conn = TransmissionFlags::CAN_MULTI_CONN;
+        match connections {
+            0 => Err(Refusal::NoConnection),
+            1 => Ok(()),
+            count if count > Route::MAX_CONNECTIONS => Err(Refusal::TooManyConnections),
+            _ if self.flags.contains(multi_conn) => Ok(()),
+            _ => Err(Refusal::NotMultiConn),
         }
     }
 }
