@@ -19,6 +19,7 @@ use crate::kmsg::{Log, complaints, mark};
 use crate::ktap::{Ktap, Verdict};
 use crate::leaks::Leaks;
 use crate::modules::{Driver, leftovers};
+use crate::netlink::Client;
 use crate::process::{descendants, describe_task, patient, pipe, wait_for, wait_for_within};
 use crate::tests::{self, Context as TestContext, Skip, Test};
 
@@ -311,6 +312,7 @@ pub fn clean_up(driver: Driver, before: &Before, problems: &mut Vec<String>) -> 
             problems.push(describe_task(pid));
         }
     }
+    detach_all();
     for driver in [driver, driver.other()] {
         if driver.loaded() {
             unload(driver)?;
@@ -329,6 +331,16 @@ pub fn clean_up(driver: Driver, before: &Before, problems: &mut Vec<String>) -> 
         problems.push(format!("sockets in use: {} before, {} after", before.sockets, sockets_in_use()));
     }
     Ok(())
+}
+
+/// Ends what was attached by netlink: no process does so with its end. What goes wrong is seen when the driver is to
+/// be unloaded.
+fn detach_all() {
+    let Ok(client) = Client::open() else { return };
+    let Ok(Ok(devices)) = client.status(None) else { return };
+    for device in devices.iter().filter(|device| device.connected != 0) {
+        let _ = client.disconnect(device.index);
+    }
 }
 
 fn unload(driver: Driver) -> Result<()> {
