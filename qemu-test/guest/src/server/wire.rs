@@ -81,3 +81,13 @@ pub fn reply(magic: u32, error: u32, cookie: u64) -> [u8; 16] {
     bytes[8..].copy_from_slice(&cookie.to_be_bytes());
     bytes
 }
+
+/// A request to read, as a client sends it.
+pub fn read_request(cookie: u64, offset: u64, length: u32) -> [u8; 28] {
+    let mut bytes = [0; 28];
+    bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+    bytes[8..16].copy_from_slice(&cookie.to_be_bytes());
+    bytes[16..24].copy_from_slice(&offset.to_be_bytes());
+    bytes[24..].copy_from_slice(&length.to_be_bytes());
+    bytes
+}

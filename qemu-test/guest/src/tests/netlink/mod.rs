@@ -2,7 +2,11 @@
 //! The generic netlink family. What nbd.ko answers is what is asked for.
 
 mod attach;
+mod attached;
+mod backend;
 mod family;
+mod input;
+mod input_change;
 mod replace;
 mod status;
 
@@ -14,7 +18,15 @@ use crate::netlink::{
     Answer, Client, Family, Message, Status, attr, attr_nested, attr_u8, attr_u32, command, to_bytes,
 };
 
-pub const TESTS: [&[Test]; 4] = [family::TESTS, status::TESTS, attach::TESTS, replace::TESTS];
+pub const TESTS: [&[Test]; 7] = [
+    family::TESTS,
+    status::TESTS,
+    attach::TESTS,
+    input::TESTS,
+    input_change::TESTS,
+    backend::TESTS,
+    replace::TESTS,
+];
 
 fn ok<T>(answer: Answer<T>) -> Result<T> {
     answer.map_err(|refusal| anyhow!("refused: {refusal:?}"))
