@@ -4,11 +4,16 @@
 mod attach;
 mod attached;
 mod backend;
+mod close;
+mod destroy;
 mod family;
 mod input;
 mod input_change;
+mod load;
 mod replace;
+mod resize;
 mod status;
+mod timeout;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use netlink_packet_core::DefaultNla;
@@ -18,7 +23,7 @@ use crate::netlink::{
     Answer, Client, Family, Message, Status, attr, attr_nested, attr_u8, attr_u32, command, to_bytes,
 };
 
-pub const TESTS: [&[Test]; 7] = [
+pub const TESTS: [&[Test]; 11] = [
     family::TESTS,
     status::TESTS,
     attach::TESTS,
@@ -26,6 +31,10 @@ pub const TESTS: [&[Test]; 7] = [
     input_change::TESTS,
     backend::TESTS,
     replace::TESTS,
+    timeout::TESTS,
+    resize::TESTS,
+    close::TESTS,
+    destroy::TESTS,
 ];
 
 fn ok<T>(answer: Answer<T>) -> Result<T> {
