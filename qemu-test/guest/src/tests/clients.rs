@@ -83,13 +83,14 @@ impl QemuNbd {
         wait_idle(self.0)
     }
 
-    /// qemu-nbd as a mere server on a UNIX socket, of the export named "".
+    /// qemu-nbd as a mere server on a UNIX socket, of the export named "". Others may serve the same image.
     pub fn listen(socket: &Path, image: &str, clients: u32) -> Result<Daemon> {
         if !have("qemu-nbd") {
             return skip("there is no qemu-nbd");
         }
         let mut command = Command::new("qemu-nbd");
-        command.arg("-k").arg(socket).args(["-t", "-f", "raw", "-e", &clients.to_string(), image]);
+        let image = format!("driver=raw,file.driver=file,file.locking=off,file.filename={image}");
+        command.arg("-k").arg(socket).args(["-t", "-e", &clients.to_string(), "--image-opts", &image]);
         let daemon = Daemon::start(&mut command)?;
         wait_for("qemu-nbd's socket", || socket.exists())?;
         Ok(daemon)
@@ -120,14 +121,14 @@ impl NbdClient {
 }
 
 /// nbd-server on a TCP port of the loopback interface, serving one file as export "disk".
-struct NbdServer {
+pub struct NbdServer {
     _daemon: Daemon,
     port: String,
 }
 
 impl NbdServer {
     /// Under emulation it takes its time: it makes parameters for TLS first, which nobody asked for.
-    fn start(context: &Context, image: &str) -> Result<NbdServer> {
+    pub fn start(context: &Context, image: &str) -> Result<NbdServer> {
         if !have("nbd-server") {
             return skip("there is no nbd-server");
         }
@@ -147,12 +148,17 @@ impl NbdServer {
         Ok(NbdServer { _daemon: daemon, port })
     }
 
+    /// What nbd-client is told of server and export.
+    pub fn place(&self) -> [&str; 4] {
+        ["127.0.0.1", &self.port, "-N", "disk"]
+    }
+
     fn attach(&self, index: u32) -> Result<NbdClient> {
-        NbdClient::connect(index, &["127.0.0.1", &self.port, "-N", "disk"])
+        NbdClient::connect(index, &self.place())
     }
 }
 
-fn image(context: &Context, name: &str, size: u64) -> Result<String> {
+pub fn image(context: &Context, name: &str, size: u64) -> Result<String> {
     let path = context.scratch_file(name);
     fs::File::create(&path)?.set_len(size)?;
     Ok(path)
@@ -165,7 +171,7 @@ fn random(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// Checks what an earlier round wrote, and writes something else.
-fn exercise(round: u64) -> Result<()> {
+pub fn exercise(round: u64) -> Result<()> {
     let direct = open_direct("/dev/nbd0")?;
     if let Some(last) = round.checked_sub(1) {
         let there = read_direct(&direct, last * 4096, 4096)?;

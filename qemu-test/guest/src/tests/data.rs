@@ -99,7 +99,7 @@ fn buffered(_: &Context) -> Result<()> {
 }
 
 /// Random writes of 4 KiB to 1 MiB, each block with its checksum, then all of it verified.
-fn fio(context: &Context, extra: &[&str]) -> Result<()> {
+pub fn fio(context: &Context, extra: &[&str]) -> Result<()> {
     if !have("fio") {
         return skip("there is no fio");
     }

@@ -138,9 +138,18 @@ fn task(seed: u64, socket: &PathBuf) -> Result<()> {
 }
 
 /// A killed task must die.
-fn end(mut child: Child) -> Result<()> {
+pub fn end(mut child: Child) -> Result<()> {
     let pid = child.pid();
     child.kill().with_context(|| format!("a killed task stays:\n{}", describe_task(pid)))
+}
+
+pub fn nobody_is_stuck() -> Result<()> {
+    let mut stuck = Vec::new();
+    wait_for("no task to be in an uninterruptible sleep", || {
+        stuck = processes().into_iter().filter(|process| process.3 == 'D').map(|process| process.0).collect();
+        stuck.is_empty()
+    })
+    .with_context(|| stuck.iter().map(|pid| describe_task(*pid)).collect::<Vec<_>>().join("\n"))
 }
 
 fn control(context: &Context) -> Result<()> {
@@ -175,12 +184,7 @@ fn control(context: &Context) -> Result<()> {
         .with_context(|| format!("{} of {sockets} are held", server.open_connections()))?;
     wait_idle(0)?;
     attaches_again()?;
-    let mut stuck = Vec::new();
-    wait_for("no task to be in an uninterruptible sleep", || {
-        stuck = processes().into_iter().filter(|process| process.3 == 'D').map(|process| process.0).collect();
-        stuck.is_empty()
-    })
-    .with_context(|| stuck.iter().map(|pid| describe_task(*pid)).collect::<Vec<_>>().join("\n"))?;
+    nobody_is_stuck()?;
     ensure!(reads > 0, "no task has ever attached it and read from it");
     Ok(())
 }

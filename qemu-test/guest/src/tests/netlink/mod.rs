@@ -4,12 +4,16 @@
 mod attach;
 mod attached;
 mod backend;
+mod client;
 mod close;
+mod concurrent;
 mod destroy;
 mod family;
 mod input;
 mod input_change;
 mod load;
+mod mixed;
+mod processes;
 mod replace;
 mod resize;
 mod status;
@@ -23,7 +27,7 @@ use crate::netlink::{
     Answer, Client, Family, Message, Status, attr, attr_nested, attr_u8, attr_u32, command, to_bytes,
 };
 
-pub const TESTS: [&[Test]; 11] = [
+pub const TESTS: [&[Test]; 15] = [
     family::TESTS,
     status::TESTS,
     attach::TESTS,
@@ -31,10 +35,14 @@ pub const TESTS: [&[Test]; 11] = [
     input_change::TESTS,
     backend::TESTS,
     replace::TESTS,
+    processes::TESTS,
     timeout::TESTS,
     resize::TESTS,
     close::TESTS,
     destroy::TESTS,
+    client::TESTS,
+    mixed::TESTS,
+    concurrent::TESTS,
 ];
 
 fn ok<T>(answer: Answer<T>) -> Result<T> {
