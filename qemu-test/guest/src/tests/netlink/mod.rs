@@ -4,6 +4,7 @@
 mod attach;
 mod attached;
 mod backend;
+mod bounded;
 mod client;
 mod close;
 mod concurrent;
@@ -27,7 +28,7 @@ use crate::netlink::{
     Answer, Client, Family, Message, Status, attr, attr_nested, attr_u8, attr_u32, command, to_bytes,
 };
 
-pub const TESTS: [&[Test]; 15] = [
+pub const TESTS: [&[Test]; 16] = [
     family::TESTS,
     status::TESTS,
     attach::TESTS,
@@ -42,6 +43,7 @@ pub const TESTS: [&[Test]; 15] = [
     destroy::TESTS,
     client::TESTS,
     mixed::TESTS,
+    bounded::TESTS,
     concurrent::TESTS,
 ];
 
