@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How long attaching and detaching take, by netlink and by ioctl.
+//! How long attaching, the first read and detaching take, by netlink and by ioctl.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::job::SIZE;
 use super::memory::Memory;
 use super::meter::{Meter, now};
 use super::server::{Server, Transport};
-use crate::device::{self, Device, flag, req};
+use crate::device::{self, Device, flag, open_direct, read_direct, req};
 use crate::netlink::{self, attr, attr_u64};
 use crate::process::PATIENCE;
 
@@ -19,6 +19,8 @@ use crate::process::PATIENCE;
 #[derive(Default, serde::Serialize)]
 pub struct Latencies {
     pub connect: Vec<u64>,
+    /// From the same start as `connect`, and with it.
+    pub first_read: Vec<u64>,
     pub disconnect: Vec<u64>,
 }
 
@@ -32,7 +34,12 @@ fn server(memory: &Arc<Memory>) -> Result<Server> {
     Server::new(Transport::Unix, 1, memory, &Arc::new(Meter::new(u64::MAX, u64::MAX)))
 }
 
-/// From the request to the kernel's word that it is done.
+/// What whoever has attached a device wants of it.
+fn read() -> Result<()> {
+    read_direct(&open_direct("/dev/nbd0")?, 0, 4096).map(drop).context("the first read")
+}
+
+/// From the request to the kernel's word that it is done, and on until something is read.
 pub fn by_netlink(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
     let client = netlink::Client::open()?;
     let mut found = Latencies::default();
@@ -43,6 +50,8 @@ pub fn by_netlink(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
         let answer = client.connect(Some(0), SIZE, &fds, &options(1))?;
         found.connect.push(now() - start);
         answer.map_err(|refusal| anyhow!("CONNECT: {refusal:?}"))?;
+        read()?;
+        found.first_read.push(now() - start);
         let start = now();
         let answer = client.disconnect(0)?;
         found.disconnect.push(now() - start);
@@ -53,7 +62,7 @@ pub fn by_netlink(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
     Ok(found)
 }
 
-/// From the first ioctl until the device shows its size; from NBD_DISCONNECT until NBD_DO_IT and the NBD_CLEAR_SOCK after
+/// From the first ioctl until the device shows its size, and on until something is read; from NBD_DISCONNECT until NBD_DO_IT and the NBD_CLEAR_SOCK after
 /// it, as clients do it, have returned.
 pub fn by_ioctl(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
     let mut found = Latencies::default();
@@ -82,6 +91,8 @@ pub fn by_ioctl(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
         })?;
         found.connect.push(now() - start);
         ensure!(!client.is_finished(), "NBD_DO_IT returned at once: {:?}", client.join());
+        read()?;
+        found.first_read.push(now() - start);
         let start = now();
         device.ioctl(req::DISCONNECT, 0).context("NBD_DISCONNECT")?;
         let result = client.join().map_err(|_| anyhow!("the client panicked"))?;

@@ -78,6 +78,8 @@ pub struct Latency {
     pub interface: String,
     /// Nanoseconds, each of them.
     pub connect: Vec<u64>,
+    /// Nanoseconds from the start of each connect until something was read.
+    pub first_read: Vec<u64>,
     /// Nanoseconds, each of them.
     pub disconnect: Vec<u64>,
 }

@@ -88,7 +88,7 @@ pub struct JobResult {
 pub struct LatencyResult {
     /// netlink or ioctl.
     pub interface: String,
-    /// connect or disconnect.
+    /// connect, connect and first read, or disconnect.
     pub operation: &'static str,
     /// Median and 99 of 100, of each driver.
     pub times: BTreeMap<Subject, (f64, f64)>,
@@ -204,6 +204,7 @@ fn latencies(lines: &[Latency]) -> Vec<LatencyResult> {
     for interface in ["netlink", "ioctl"] {
         for (operation, of) in [
             ("connect", (|line| &line.connect) as fn(&Latency) -> &Vec<u64>),
+            ("connect and first read", |line| &line.first_read),
             ("disconnect", |line| &line.disconnect),
         ] {
             let numbers =
