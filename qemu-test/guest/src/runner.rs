@@ -20,7 +20,7 @@ use crate::ktap::{Ktap, Verdict};
 use crate::leaks::Leaks;
 use crate::modules::{Driver, leftovers};
 use crate::netlink::Client;
-use crate::process::{descendants, describe_task, patient, pipe, wait_for, wait_for_within};
+use crate::process::{descendants, describe_task, fork_child, patient, pipe, wait_for, wait_for_within};
 use crate::tests::{self, Context as TestContext, Skip, Test};
 
 #[derive(clap::Args)]
@@ -334,12 +334,18 @@ pub fn clean_up(driver: Driver, before: &Before, problems: &mut Vec<String>) -> 
 }
 
 /// Ends what was attached by netlink: no process does so with its end. What goes wrong is seen when the driver is to
-/// be unloaded.
+/// be unloaded. A child does it, for a driver that hangs would hang this process too.
 fn detach_all() {
-    let Ok(client) = Client::open() else { return };
-    let Ok(Ok(devices)) = client.status(None) else { return };
-    for device in devices.iter().filter(|device| device.connected != 0) {
-        let _ = client.disconnect(device.index);
+    let child = fork_child(&[], |_| {
+        let client = Client::open()?;
+        let devices = client.status(None)?.unwrap_or_default();
+        for device in devices.iter().filter(|device| device.connected != 0) {
+            let _ = client.disconnect(device.index)?;
+        }
+        Ok(())
+    });
+    if let Ok(mut child) = child {
+        let _ = child.wait();
     }
 }
 

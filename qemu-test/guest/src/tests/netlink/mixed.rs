@@ -23,6 +23,11 @@ pub const TESTS: &[Test] = &[
     Test::new("netlink.ioctl_disconnect_foreign", "DISCONNECT detaches what an ioctl has attached", foreign),
     Test::new("netlink.unload_attached", "the module cannot be unloaded while a device is attached", unload)
         .unloaded(),
+    Test::new(
+        "netlink.left_attached",
+        "what a test leaves attached, the runner detaches: the module can be unloaded",
+        leave,
+    ),
 ];
 
 const SIZE: u64 = 1 << 20;
@@ -111,4 +116,13 @@ fn unload(context: &Context) -> Result<()> {
         last.is_ok()
     })
     .map_err(|error| anyhow!("{error:#}: {last:?}"))
+}
+
+/// What comes after it is the test: it fails if the driver cannot be unloaded.
+fn leave(_: &Context) -> Result<()> {
+    let server = Server::new(Export::memory(SIZE)?);
+    let device = Attached::new(&server, 1, &[])?;
+    device.works()?;
+    std::mem::forget(device);
+    Ok(())
 }
