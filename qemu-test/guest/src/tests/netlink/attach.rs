@@ -4,13 +4,14 @@
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
+use super::attached::{self, Attached};
 use super::{connected, ok};
 use crate::attach::{Setup, with_attached};
 use crate::device::{flag, open_direct, round_trip, wait_idle};
 use crate::netlink::{Client, Listener, Message, attr, attr_u32, attr_u64, command, to_bytes};
-use crate::process::PATIENCE;
+use crate::process::{PATIENCE, hold_open};
 use crate::server::{Export, Server, Transport};
 use crate::tests::{Context, Test};
 
@@ -21,6 +22,10 @@ pub const TESTS: &[Test] = &[
         link_dead,
     ),
     Test::new("netlink.connect", "CONNECT attaches, DISCONNECT detaches", connect),
+    Test::new("netlink.connect_held", "a device that somebody holds open is attached, again and again", held)
+        .incident()
+        .known_on_nbd("EBUSY for as long as anybody has it open"),
+    Test::new("netlink.connect_free", "the first free device is one that nobody has open", free),
 ];
 
 fn link_dead(_: &Context) -> Result<()> {
@@ -59,5 +64,32 @@ fn connect(_: &Context) -> Result<()> {
         wait_idle(index)?;
         server.wait_closed()?;
     }
+    Ok(())
+}
+
+fn held(_: &Context) -> Result<()> {
+    let server = Server::new(Export::memory(1 << 20)?);
+    let holder = hold_open("/dev/nbd0")?;
+    for round in 0..5 {
+        let device = Attached::new(&server, 1, &[]).with_context(|| format!("round {round}"))?;
+        device.works().with_context(|| format!("round {round}"))?;
+        device.disconnect()?;
+        server.wait_closed()?;
+    }
+    drop(holder);
+    wait_idle(0)
+}
+
+fn free(_: &Context) -> Result<()> {
+    let client = Client::open()?;
+    let server = Server::new(Export::memory(1 << 20)?);
+    let holder = hold_open("/dev/nbd0")?;
+    for round in 0..3 {
+        let index = ok(attached::connect(&client, None, &server, 1, &[])?)?;
+        ensure!(index == 1, "round {round}: device {index} was attached");
+        ok(client.disconnect(index)?)?;
+        wait_idle(index)?;
+    }
+    drop(holder);
     Ok(())
 }
