@@ -48,7 +48,8 @@ pub const TESTS: &[Test] = &[
     .known_on_nbd("it waits for the stuck sender"),
     stuck("netlink.stuck_ioctl_clear", "NBD_CLEAR_SOCK while a sender is stuck", |_| {
         by_ioctl(req::CLEAR_SOCK)
-    }),
+    })
+    .known_on_nbd("it waits for the stuck sender"),
 ];
 
 /// A test on disks without partitions: to open one does not ask the server.

@@ -6,11 +6,11 @@ use std::fs::File;
 use anyhow::{Context as _, Result, ensure};
 
 use super::attached::{Attached, client_flag, client_flags};
-use super::ok;
+use super::destroy::wait_gone;
 use crate::device::{Device, flag, node, wait_idle};
 use crate::mounted::{Mounted, mkfs_ext4};
 use crate::netlink::{attr, attr_u64};
-use crate::process::{have, wait_for};
+use crate::process::have;
 use crate::server::{Export, Server};
 use crate::tests::{Context, Test, skip};
 
@@ -128,9 +128,7 @@ fn destroy(_: &Context) -> Result<()> {
     for round in 0..5 {
         let device = Attached::by(5, &server, 1, &[client_flags(flags)])?;
         device.works().with_context(|| format!("round {round}"))?;
-        wait_for("the device to be gone", || !std::path::Path::new("/sys/block/nbd5").exists())?;
-        let left = ok(device.client.status(Some(5))?)?;
-        ensure!(left.is_empty(), "round {round}: STATUS tells of {left:?}");
+        wait_gone(&device.client, 5).with_context(|| format!("round {round}"))?;
         server.wait_closed()?;
     }
     Ok(())

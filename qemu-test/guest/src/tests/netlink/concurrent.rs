@@ -16,9 +16,11 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::attached::{client_flag, client_flags, fds, sockets, speaks};
+use super::destroy::wait_gone;
 use super::ok;
 use crate::attach::attaches_again;
 use crate::device::{Device, flag, node, open_direct, read_direct, req, round_trip, wait_idle};
+use crate::modules::Driver;
 use crate::netlink::{Answer, Client, Status, attr, attr_flag, attr_u64};
 use crate::process::{Child, fork_child, wait_for};
 use crate::server::{Command, Export, Server};
@@ -42,7 +44,8 @@ pub const TESTS: &[Test] = &[
         "8 tasks attach, change and detach one device by ioctl and netlink for 20 s, and it settles",
         race,
     )
-    .limit(150),
+    .limit(150)
+    .known_on_nbd("two starts at once both begin, or a partition scan waits for a dead connection for ever"),
 ];
 
 const SIZE: u64 = 1 << 20;
@@ -80,13 +83,18 @@ fn same(context: &Context, index: u32, options: &[DefaultNla]) -> Result<()> {
     let servers = servers()?;
     let mut wins = [0, 0];
     for round in 0..context.rounds(20, 5) {
+        let exists = node(index).exists();
         let attempts = at_once(Some(index), &servers, options)?;
         let won: Vec<usize> = (0..2).filter(|one| attempts[*one].0.is_ok()).collect();
         ensure!(won.len() == 1, "round {round}: {:?}", attempts.iter().map(|one| &one.0).collect::<Vec<_>>());
         let (winner, loser) = (won[0], 1 - won[0]);
         wins[winner] += 1;
         let refusal = attempts[loser].0.clone().err().context("both won")?;
-        ensure!(refusal.errno == Errno::EBUSY, "round {round}: the loser got {refusal:?}");
+        // While a device is half made nbd.ko says EEXIST or EINVAL.
+        let half_made = context.driver == Driver::Nbd
+            && !exists
+            && matches!(refusal.errno, Errno::EEXIST | Errno::EINVAL);
+        ensure!(refusal.errno == Errno::EBUSY || half_made, "round {round}: the loser got {refusal:?}");
         speaks(&attempts[loser].1[0]).with_context(|| format!("round {round}: the loser's socket"))?;
         drop(attempts);
         servers[loser].wait_closed()?;
@@ -95,8 +103,12 @@ fn same(context: &Context, index: u32, options: &[DefaultNla]) -> Result<()> {
         ensure!(servers[winner].seen_of(Command::Write).len() == 1, "round {round}: a write went elsewhere");
         ok(client.disconnect(index)?)?;
         wait_idle(index)?;
-        // nbd.ko takes its time to let go of one that goes.
-        wait_for("the device to be free", || client.status(Some(index)).is_ok_and(is_free))?;
+        // nbd.ko takes its time to let go of a device.
+        if exists {
+            wait_for("the device to be free", || client.status(Some(index)).is_ok_and(is_free))?;
+        } else {
+            wait_gone(&client, index)?;
+        }
         servers[winner].wait_closed()?;
     }
     println!("won: {wins:?}");

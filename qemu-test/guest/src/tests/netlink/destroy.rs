@@ -52,7 +52,8 @@ fn listed(client: &Client) -> Result<Vec<u32>> {
     Ok(ok(client.status(None)?)?.iter().map(|device| device.index).collect())
 }
 
-fn wait_gone(client: &Client, index: u32) -> Result<()> {
+/// Until sysfs and STATUS know nothing of a device. nbd.ko takes it from one after the other.
+pub fn wait_gone(client: &Client, index: u32) -> Result<()> {
     wait_for("the device to be gone", || {
         !exists(index) && listed(client).is_ok_and(|all| !all.contains(&index))
     })
