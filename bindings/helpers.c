@@ -18,6 +18,11 @@ unsigned int rnbd_helper_blk_rq_bytes(const struct request *rq)
 	return blk_rq_bytes(rq);
 }
 
+bool rnbd_helper_blk_should_fake_timeout(struct request_queue *q)
+{
+	return blk_should_fake_timeout(q);
+}
+
 struct request *rnbd_helper_blk_mq_tag_to_rq(struct blk_mq_tags *tags, unsigned int tag)
 {
 	return blk_mq_tag_to_rq(tags, tag);

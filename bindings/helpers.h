@@ -17,6 +17,7 @@
 /* block/mq/request */
 sector_t rnbd_helper_blk_rq_pos(const struct request *rq);
 unsigned int rnbd_helper_blk_rq_bytes(const struct request *rq);
+bool rnbd_helper_blk_should_fake_timeout(struct request_queue *q);
 struct request *rnbd_helper_blk_mq_tag_to_rq(struct blk_mq_tags *tags, unsigned int tag);
 bool rnbd_helper_percpu_ref_tryget(struct percpu_ref *ref);
 void rnbd_helper_percpu_ref_put(struct percpu_ref *ref);

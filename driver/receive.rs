@@ -79,7 +79,11 @@ impl Receiver {
         match self.read_result(&request, reply) {
             Ok(status) => {
                 trace::payload_received(&request, reply.cookie.to_wire());
-                answer(&request, claim, Outcome::End(status));
+                if request.loses_end() {
+                    claim.withhold();
+                } else {
+                    answer(&request, claim, Outcome::End(status));
+                }
                 Ok(())
             }
             Err(error) => {

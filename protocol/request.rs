@@ -9,7 +9,7 @@
 //! ```text
 //!            begin              sent               reply
 //!  Answered ───────▶ Sending ────────▶ Sent ──────────────▶ Receiving
-//!      ▲               │ │              │                      │
+//!      ▲               │ │              │ ◀─────────────────────┤ Claim::withhold
 //!      │   abandon     │ │  reply       │  claim               │ Claim::answer
 //!      ├───────────────┘ └──────────────┼─────────▶────────────┤
 //!      └────────────────────────────────┴──────────────────────┘
@@ -256,5 +256,10 @@ impl<A: AtomicWord> Claim<'_, A> {
     /// The request is answered. To be called just before it goes back to the block layer.
     pub fn answer(self) {
         self.word.0.store(self.fields.with(State::Answered).pack());
+    }
+
+    /// The reply counts as if it had not come: it is awaited again.
+    pub fn withhold(self) {
+        self.word.0.store(self.fields.with(State::Sent).pack());
     }
 }

@@ -175,3 +175,34 @@ fn two_requests_under_one_tag_have_cookies_of_their_own() {
         }
     }
 }
+
+#[test]
+fn a_reply_that_is_withheld_is_awaited_again() {
+    let word = word();
+    let cookie = send(&word, &mut Sequence::default());
+    for _ in 0..2 {
+        let claim = word
+            .reply(cookie, ROUTE)
+            .unwrap_or_else(|_| panic!("not awaited"));
+        claim.withhold();
+        assert_eq!(word.route(), Some(ROUTE));
+    }
+    // And ends by a time-out.
+    word.claim().expect("awaited still").answer();
+    assert!(word.reply(cookie, ROUTE).is_err());
+    assert_eq!(word.route(), None);
+}
+
+#[test]
+fn a_reply_that_overtook_its_send_can_be_withheld() {
+    let word = word();
+    let mut sequence = Sequence::default();
+    let sending = word.begin(ROUTE, &mut sequence);
+    let cookie = sending.cookie(TAG);
+    let claim = word
+        .reply(cookie, ROUTE)
+        .unwrap_or_else(|_| panic!("not awaited"));
+    claim.withhold();
+    sending.sent();
+    word.claim_from(ROUTE).expect("awaited still").answer();
+}

@@ -318,6 +318,13 @@ impl<T: Operations> Request<T> {
         unsafe { extra::rnbd_helper_blk_rq_bytes(self.0.get()) }
     }
 
+    /// Whether fault injection (`fail_io_timeout`) wants the end of this request not to be seen, so
+    /// that it times out.
+    pub(crate) fn loses_end(&self) -> bool {
+        // SAFETY: By the type invariant; a request that is started has its queue.
+        unsafe { extra::rnbd_helper_blk_should_fake_timeout((*self.0.get()).q) }
+    }
+
     /// How long ago the block layer made the request, in milliseconds; none, if it does not keep
     /// time for this disk.
     pub(crate) fn age_ms(&self) -> Option<u64> {
