@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What a run of tests came to: collects results, judges, prints for people, writes JSON for programs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -217,6 +218,20 @@ impl Report {
         self.problems.iter().cloned().chain(outside).collect()
     }
 
+    /// What all tests together have tried: faults, bad inputs and the like, and how many; seeds.
+    fn tried(&self) -> BTreeMap<&str, u64> {
+        let mut sums = BTreeMap::new();
+        for (count, what) in self.tests.iter().filter_map(tried).filter_map(|text| text.split_once(' ')) {
+            *sums.entry(what).or_default() += count.parse::<u64>().unwrap_or(0);
+        }
+        let lines = self.tests.iter().flat_map(|test| &test.diagnostics);
+        let seeds = lines.filter(|line| line.starts_with("seed ")).count();
+        if seeds > 0 {
+            sums.insert("seeds", seeds as u64);
+        }
+        sums
+    }
+
     fn count(&self, wanted: impl Fn(&TestResult) -> bool) -> usize {
         self.tests.iter().filter(|test| wanted(test)).count()
     }
@@ -233,10 +248,10 @@ impl Report {
     pub fn summarise(&self, terminal: &Terminal) {
         let skipped = self.count(|test| matches!(test.status, Status::Skipped(_)));
         let known = self.count(|test| matches!(test.status, Status::KnownFailure(_)));
-        let bad = self.tests.iter().filter_map(tried).filter_map(|what| what.strip_suffix(" bad inputs"));
-        let bad: u64 = bad.filter_map(|count| count.parse::<u64>().ok()).sum();
-        if bad > 0 {
-            terminal.line(&format!("  {bad} bad inputs tried"));
+        let tried = self.tried();
+        if !tried.is_empty() {
+            let counts: Vec<_> = tried.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            terminal.line(&format!("  tried: {}", counts.join(", ")));
         }
         if skipped > 0 {
             terminal.line(&format!("  {skipped} skipped"));
@@ -378,6 +393,15 @@ mod tests {
         assert_eq!((first.tally(), first.broke()), ((2, 0), false));
         assert_eq!(report(&bail, outcome(End::Job(1)), false).tally(), (1, 1), "not so when it is ours");
         assert_eq!(report(&[], outcome(End::Early), true).tally(), (0, 1), "nothing came");
+    }
+
+    #[test]
+    fn what_was_tried_is_added_up() {
+        let lines =
+            ["1..4", "# tried: 7 faults", "ok 1 - a", "# seed 5 (...)", "# tried: 1 bad inputs", "ok 2 - b"];
+        let more = ["# tried: 35 faults", "ok 3 - c", "# tried", "ok 4 - d"];
+        let report = report(&[&lines[..], &more].concat(), outcome(End::Job(0)), false);
+        assert_eq!(report.tried(), [("bad inputs", 1), ("faults", 42), ("seeds", 1)].into());
     }
 
     #[test]
