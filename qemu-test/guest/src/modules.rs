@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
-use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
+use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module, init_module};
 
 pub use crate::demo::Driver;
 
@@ -43,6 +43,11 @@ impl Driver {
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
         let params = CString::new(params)?;
         Ok(finit_module(&file, &params, ModuleInitFlags::empty()))
+    }
+
+    /// The same with the file's content: nothing is allocated to read it.
+    pub fn insert_image(self, image: &[u8], params: &str) -> Result<Result<(), Errno>> {
+        Ok(init_module(image, &CString::new(params)?))
     }
 
     pub fn load(self, dir: &Path, params: &str) -> Result<()> {

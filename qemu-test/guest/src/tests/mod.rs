@@ -7,6 +7,7 @@ mod data;
 mod debugfs;
 mod end;
 mod errors;
+mod fault;
 mod flags;
 mod hostile;
 mod ioctl;
@@ -134,6 +135,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         race::TESTS,
     ]
     .into_iter()
+    .chain(fault::TESTS)
     .chain(netlink::TESTS)
     .chain(hostile::TESTS)
     .flatten()
@@ -161,6 +163,11 @@ pub fn ours_only(context: &Context) -> Result<()> {
         return skip("nbd.ko does not show it");
     }
     Ok(())
+}
+
+/// Says how many of what there were; the harness shows that, and adds them up.
+pub fn tried(count: usize, what: &str) {
+    println!("tried: {count} {what}");
 }
 
 /// Of the time, unless one is given to repeat a run. What the scheduler does is not repeated.

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::Test;
+use super::{Test, tried};
 use crate::attach::{Attachment, Setup, attaches_again};
 use crate::device::{Device, open_direct, read_direct, wait_idle, write_direct};
 use crate::kmsg::Log;
@@ -256,7 +256,6 @@ fn run(attacks: impl IntoIterator<Item = Attack>) -> Result<()> {
     Ok(())
 }
 
-/// Says how many bad inputs there were; the harness shows that, and adds them up.
 fn report(count: usize) {
-    println!("tried: {count} bad inputs");
+    tried(count, "bad inputs");
 }
