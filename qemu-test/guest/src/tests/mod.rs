@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The tests, by subject.
 
+mod calls;
 mod claim;
 mod clients;
 mod data;
@@ -133,6 +134,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         debugfs::TESTS,
         trace::TESTS,
         race::TESTS,
+        calls::TESTS,
     ]
     .into_iter()
     .chain(fault::TESTS)
