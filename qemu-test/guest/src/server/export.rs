@@ -3,12 +3,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mlock, mmap};
 
 use crate::device::errno_result;
 
@@ -23,6 +25,18 @@ impl Export {
         let file = File::from(memfd_create("export", MFdFlags::MFD_CLOEXEC)?);
         file.set_len(size)?;
         Ok(Export { file, size })
+    }
+
+    /// The same, all of it in memory that is never swapped out.
+    pub fn locked(size: u64) -> Result<Export> {
+        let export = Export::memory(size)?;
+        let length = NonZero::new(usize::try_from(size)?).context("an empty export")?;
+        let (rights, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
+        // SAFETY: a new mapping, at a place that the kernel chooses. It stays as long as this process.
+        let start = unsafe { mmap(None, length, rights, flags, &export.file, 0) }?;
+        // SAFETY: that is what was mapped.
+        unsafe { mlock(start, length.get()) }.context("mlock")?;
+        Ok(export)
     }
 
     pub fn file(path: &Path) -> Result<Export> {
@@ -41,8 +55,12 @@ impl Export {
 
     pub fn read(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let mut data = vec![0; length];
-        self.file.read_exact_at(&mut data, offset)?;
+        self.read_into(offset, &mut data)?;
         Ok(data)
+    }
+
+    pub fn read_into(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(data, offset)
     }
 
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

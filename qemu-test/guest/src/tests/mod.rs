@@ -12,6 +12,7 @@ mod fault;
 mod flags;
 mod hostile;
 mod ioctl;
+mod load;
 mod module;
 mod netlink;
 mod own;
@@ -137,6 +138,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         calls::TESTS,
     ]
     .into_iter()
+    .chain(load::TESTS)
     .chain(fault::TESTS)
     .chain(netlink::TESTS)
     .chain(hostile::TESTS)
