@@ -17,8 +17,8 @@ demo: ## boot that kernel and show the driver at work with real programs
 test: ## run all tests, on the host and in the machine; T="NAME GLOB": only those; DEBUG=1: in the debug kernel
 	@toolchain/test $(debug) $(T)
 
-soak: ## run what can go on for ever, ten minutes of each; T="NAME GLOB": only those
-	@toolchain/soak $(T)
+soak: ## run what can go on for ever, ten minutes of each; T="NAME GLOB": only those; DEBUG=1: in the debug kernel
+	@toolchain/soak $(debug) $(T)
 
 kunit: ## run the tests that are part of the module, in the debug kernel
 	@toolchain/qemu kunit

@@ -58,8 +58,8 @@ pub struct Places {
     kernel_name: String,
     #[command(flatten)]
     size: Size,
-    /// Seconds after which the machine is killed
-    #[arg(long, value_name = "SECONDS", default_value_t = 1200)]
+    /// Seconds after which the machine is killed; the last word counts
+    #[arg(long, value_name = "SECONDS", default_value_t = 1200, overrides_with = "time_limit")]
     time_limit: u64,
     /// How many times longer than usual the guest's tests wait before they give up
     #[arg(long, value_name = "FACTOR", default_value_t = 1)]

@@ -157,7 +157,7 @@ fn control(context: &Context) -> Result<()> {
     let server = Server::new(Export::memory(SIZE)?);
     let socket = context.scratch.join("server");
     server.listen_unix(&socket)?;
-    let length = Duration::from_secs(context.rounds(30, 5) as u64);
+    let length = Duration::from_secs(context.seconds(30, 5));
     let start = Instant::now();
     let mut number = 0;
     let mut tasks: Vec<Child> = Vec::new();
