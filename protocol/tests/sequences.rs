@@ -5,77 +5,26 @@
 mod plain;
 mod world;
 
-use plain::{Answer, Plain, Setting};
+use plain::{
+    calls::{any_call, Call},
+    Answer, Plain, Setting, Wanted,
+};
 use proptest::prelude::*;
 use rnbd_protocol::{
     flags::TransmissionFlags,
     geometry::{BlockSize, ExportSize},
     setup::{
-        Config, Configured, Connections, DiskUse, EndReason, Failure, Lifecycle, Phase, Retired,
+        Config, Configured, Connections, DiskUse, Failure, Interface, Lifecycle, Phase, Retired,
+        Setup,
     },
 };
-use world::{as_caller, Process, World};
+use world::{as_caller, Numbers, Process, World};
 
 /// Calls of a sequence, at most. Miri takes a thousand times as long, and looks at the code, not at the rules.
 const CALLS: usize = if cfg!(miri) { 30 } else { 300 };
 
 /// Largest block size of the kernel that the device is in.
 const MAX_BLOCK: u64 = 4096;
-
-#[derive(Clone, Debug)]
-enum Call {
-    Add { works: bool, disk: DiskUse },
-    Configure(Setting),
-    Start { works: bool, disk: DiskUse },
-    Clear,
-    Retire(EndReason),
-    Abandon,
-    Drained,
-    Die,
-    Fork,
-    Arrive,
-}
-
-fn any_setting() -> impl Strategy<Value = Setting> {
-    let edge = i64::MAX as u64;
-    let bytes = prop_oneof![0..1_u64 << 20, edge - 1..=edge + 1, any::<u64>()];
-    let block = prop_oneof![
-        Just(0),
-        (0..16_u32).prop_map(|shift| 1_u64 << shift),
-        any::<u64>()
-    ];
-    prop_oneof![
-        bytes.clone().prop_map(Setting::Size),
-        bytes.prop_map(Setting::Blocks),
-        block.prop_map(Setting::BlockSize),
-        // Mostly able to have several connections.
-        prop_oneof![Just(0x100), any::<u32>()].prop_map(Setting::Flags),
-        any::<u32>().prop_map(Setting::Timeout),
-    ]
-}
-
-fn any_call() -> impl Strategy<Value = Call> {
-    let disk = || prop_oneof![4 => Just(DiskUse::Shared), 1 => Just(DiskUse::Exclusive)];
-    let works = || prop::bool::weighted(0.9);
-    let reason = prop_oneof![
-        Just(EndReason::Disconnected),
-        Just(EndReason::ConnectionsLost),
-        Just(EndReason::TimedOut),
-        Just(EndReason::Interrupted),
-    ];
-    prop_oneof![
-        6 => (works(), disk()).prop_map(|(works, disk)| Call::Add { works, disk }),
-        5 => any_setting().prop_map(Call::Configure),
-        6 => (works(), disk()).prop_map(|(works, disk)| Call::Start { works, disk }),
-        1 => Just(Call::Clear),
-        2 => reason.prop_map(Call::Retire),
-        1 => Just(Call::Abandon),
-        4 => Just(Call::Drained),
-        2 => Just(Call::Die),
-        2 => Just(Call::Fork),
-        1 => Just(Call::Arrive),
-    ]
-}
 
 fn change(config: &mut Config, setting: Setting) -> Result<(), ()> {
     let bad = |_| ();
@@ -139,7 +88,7 @@ impl Room {
 
     fn call(&mut self, who: usize, call: Call) -> Result<(), TestCaseError> {
         let who = who % self.processes.len();
-        if !self.plain.is_alive(who) && !matches!(call, Call::Drained | Call::Arrive) {
+        if !self.plain.is_alive(who) && !matches!(call, Call::Drained | Call::Arrive | Call::Anew) {
             return Ok(());
         }
         let caller = self.processes[who].clone();
@@ -173,6 +122,36 @@ impl Room {
                     got = started.map_or_else(refused, Answer::Done);
                 });
                 prop_assert_eq!(got, self.plain.start(who, disk, works));
+            }
+            Call::Connect {
+                sockets,
+                flags,
+                destroy,
+                works,
+                disk,
+            } => {
+                let first = self.sockets;
+                self.sockets += sockets;
+                let want = Wanted {
+                    sockets: (first..self.sockets).collect(),
+                    flags,
+                    destroy,
+                    works,
+                };
+                let got = self.connect(caller, disk, &want);
+                prop_assert_eq!(got, self.plain.connect(who, disk, &want));
+            }
+            Call::Reconfigure(setting) => {
+                let got = self.life.reconfigure(|config| change(config, setting));
+                let got = got.map_or_else(refused, Answer::Done);
+                prop_assert_eq!(got, self.plain.reconfigure(setting));
+            }
+            Call::Anew => {
+                if matches!(self.life.phase(), Phase::Gone) {
+                    self.life = Lifecycle::default();
+                    let plain = std::mem::replace(&mut self.plain, Plain::new(MAX_BLOCK));
+                    self.plain = plain.anew();
+                }
             }
             Call::Clear => {
                 let (disposed, attached) = retired(self.life.clear(&caller));
@@ -248,6 +227,32 @@ impl Room {
         Ok(())
     }
 
+    /// Gives the orphan's sockets. If nothing is attached the caller keeps its own.
+    fn connect(&mut self, caller: Process, disk: DiskUse, want: &Wanted) -> Answer<Vec<u32>> {
+        let mut setup = Setup::new(caller);
+        setup.connections = Numbers(want.sockets.clone());
+        setup.config.flags = TransmissionFlags::from_bits(want.flags);
+        setup.config.destroy_on_disconnect = want.destroy;
+        let connected = self.life.connect(setup, disk, |_, setup| {
+            if want.works {
+                Ok(std::mem::take(&mut setup.connections.0))
+            } else {
+                Err(())
+            }
+        });
+        match connected {
+            Ok(connected) => {
+                let orphan = connected.replaced.map_or(vec![], |sockets| sockets.0);
+                self.gone.extend(&orphan);
+                Answer::Done(orphan)
+            }
+            Err((failure, setup)) => {
+                self.gone.extend(setup.connections.0);
+                refused(failure)
+            }
+        }
+    }
+
     /// What must hold between any two calls.
     fn check(&self, generation_before: u64) -> Result<(), TestCaseError> {
         prop_assert!(self.life.generation() >= generation_before);
@@ -259,15 +264,21 @@ impl Room {
         prop_assert_eq!(owner, self.plain.owner());
         let (name, held, config) = match self.life.phase() {
             Phase::Idle => ("idle", vec![], None),
-            // Only what netlink attached can take its device with it: `netlink.rs`.
             Phase::Gone => ("gone", vec![], None),
             Phase::Setup(setup) => {
                 prop_assert_eq!(setup.connections.count(), setup.connections.0.len());
                 ("setup", setup.connections.0.clone(), Some(setup.config))
             }
             Phase::Running {
-                config, attachment, ..
-            } => ("running", attachment.clone(), Some(*config)),
+                config,
+                attachment,
+                interface,
+                ..
+            } => {
+                let by_netlink = *interface == Interface::Netlink;
+                prop_assert_eq!(by_netlink, self.plain.is_by_netlink());
+                ("running", attachment.clone(), Some(*config))
+            }
             Phase::Draining { attachment, .. } => ("draining", attachment.clone(), None),
         };
         prop_assert_eq!(name, self.plain.phase());
@@ -280,6 +291,7 @@ impl Room {
                 config.timeout,
             );
             prop_assert_eq!(told, self.plain.config());
+            prop_assert_eq!(config.destroy_on_disconnect, self.plain.is_to_go());
         }
         // Every socket is in one place: held, or handed out.
         let mut all: Vec<u32> = self.gone.iter().copied().chain(held).collect();
@@ -312,7 +324,10 @@ proptest! {
     ) {
         let mut room = Room::new();
         for (who, call) in calls {
-            let before = room.life.generation();
+            let before = match call {
+                Call::Anew => 0,
+                _ => room.life.generation(),
+            };
             let text = format!("{who} {call:?}");
             room.call(who, call)
                 .and_then(|()| room.check(before))

@@ -5,7 +5,7 @@
 //!
 //! The logic is the module's own: [`rnbd_protocol::request`] and [`rnbd_protocol::setup`]. What
 //! the driver does around it cannot run here, for it needs a kernel; [`block`], [`connection`],
-//! [`transport`], [`replace`], [`keeper`] and [`rnbd`] retell it, function by function and in the
+//! [`transport`], [`replace`], [`keeper`], [`rnbd`] and [`netlink`] retell it, function by function and in the
 //! same order: change them with it. [`nbd_ko`] does the same for the C driver's rules, and
 //! [`rules`] takes single rules of ours away, to show that the harness sees what is wrong then.
 //!
@@ -21,6 +21,7 @@
 
 #![cfg(not(miri))]
 
+mod attach;
 mod block;
 mod connection;
 mod device;
@@ -29,6 +30,7 @@ mod explore;
 mod handover;
 mod keeper;
 mod nbd_ko;
+mod netlink;
 mod reconnect;
 mod replace;
 mod request;

@@ -3,9 +3,12 @@
 //! The driver's setup, retold for loom around the real [`Lifecycle`].
 //!
 //! Mirrors `driver/setup.rs`, `driver/keeper.rs`, `driver/teardown.rs` and `when_drained` of
-//! `driver/device.rs`: change them together.
+//! `driver/device.rs`: change them together. What netlink adds is in [`netlink`](crate::netlink).
 
-use crate::device::{Device, Ledger, Process, Refused, Socket};
+use crate::{
+    device::{Device, Ledger, Process, Refused, Socket},
+    netlink::Worker,
+};
 use loom::sync::{Condvar, Mutex, MutexGuard};
 use rnbd_protocol::{
     flags::TransmissionFlags,
@@ -28,7 +31,7 @@ impl Kinds for World {
 }
 
 #[derive(Default)]
-pub struct Sockets(Vec<Socket>);
+pub struct Sockets(pub Vec<Socket>);
 
 impl Connections for Sockets {
     fn count(&self) -> usize {
@@ -47,30 +50,56 @@ impl Owner for Process {
 }
 
 /// `driver/attachment.rs`, of which only the sockets matter here.
-pub struct Attachment(StdMutex<Vec<Socket>>);
+pub struct Attachment {
+    pub generation: u64,
+    sockets: StdMutex<Vec<Socket>>,
+    /// Who ends it; none if that is a task in `NBD_DO_IT`.
+    worker: Option<Worker>,
+}
 
 impl Attachment {
-    fn kill_all(&self) {
-        self.0.lock().unwrap().iter().for_each(Socket::shutdown);
+    pub fn new(generation: u64, sockets: Vec<Socket>, worker: Option<Worker>) -> Arc<Self> {
+        Arc::new(Self {
+            generation,
+            sockets: StdMutex::new(sockets),
+            worker,
+        })
+    }
+
+    pub fn kill_all(&self) {
+        let sockets = self.sockets.lock().unwrap();
+        sockets.iter().for_each(Socket::shutdown);
+    }
+
+    pub fn ask_for_end(self: &Arc<Self>) {
+        if let Some(worker) = &self.worker {
+            worker.tell(self, |end| end.asked = true);
+        }
+    }
+
+    pub fn is_up(self: &Arc<Self>) {
+        if let Some(worker) = &self.worker {
+            worker.tell(self, |end| end.armed = true);
+        }
     }
 }
 
 pub struct Rnbd {
     setup: Mutex<Lifecycle<World>>,
-    phase_changed: Condvar,
-    ledger: Arc<Ledger>,
+    pub phase_changed: Condvar,
+    pub ledger: Arc<Ledger>,
 }
 
-fn dispose(sockets: Sockets) {
+pub fn dispose(sockets: Sockets) {
     sockets.0.iter().for_each(Socket::shutdown);
 }
 
 impl Rnbd {
-    fn lock(&self) -> MutexGuard<'_, Lifecycle<World>> {
+    pub fn lock(&self) -> MutexGuard<'_, Lifecycle<World>> {
         self.setup.lock().unwrap()
     }
 
-    fn when_drained<R>(&self, step: impl FnOnce(&mut Lifecycle<World>) -> R) -> R {
+    pub fn when_drained<R>(&self, step: impl FnOnce(&mut Lifecycle<World>) -> R) -> R {
         let mut life = self.lock();
         while matches!(life.phase(), Phase::Draining { .. }) {
             life = self.phase_changed.wait(life).unwrap();
@@ -79,7 +108,7 @@ impl Rnbd {
     }
 
     /// Under the setup lock: what ends a generation, told to the ledger.
-    fn ending<R>(
+    pub fn ending<R>(
         &self,
         life: &mut Lifecycle<World>,
         end: impl FnOnce(&mut Lifecycle<World>) -> R,
@@ -127,12 +156,13 @@ impl Rnbd {
             }
             Retired::Stopped(attachment) | Retired::AlreadyDraining(attachment) => {
                 attachment.kill_all();
+                attachment.ask_for_end();
                 true
             }
         }
     }
 
-    fn retire(&self, reason: EndReason) -> Retired<World> {
+    pub fn retire(&self, reason: EndReason) -> Retired<World> {
         self.ending(&mut self.lock(), |life| life.retire(reason), ends)
     }
 
@@ -147,7 +177,7 @@ impl Rnbd {
                 life.start(caller.clone(), DiskUse::Shared, |generation, setup| {
                     let sockets = core::mem::take(&mut setup.connections.0);
                     self.ledger.started(generation, &sockets);
-                    Ok::<_, Infallible>(Arc::new(Attachment(StdMutex::new(sockets))))
+                    Ok::<_, Infallible>(Attachment::new(generation, sockets, None))
                 })
             };
             match started {
@@ -223,7 +253,7 @@ impl Device for Rnbd {
             Retired::Nothing | Retired::AlreadyDraining(_) => {}
             Retired::Setup(sockets) => dispose(sockets),
             // The keeper is told, and shuts the sockets down.
-            Retired::Stopped(_) => {}
+            Retired::Stopped(attachment) => attachment.ask_for_end(),
         }
     }
 

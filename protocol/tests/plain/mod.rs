@@ -3,6 +3,8 @@
 //! The rules of a setup, told as plainly as can be: flat fields, whole numbers, no types of the
 //! driver but its refusals. Slow, and that does not matter.
 
+pub mod calls;
+
 use rnbd_protocol::setup::{DiskUse, EndReason, Refusal};
 
 /// What a process may say of an export.
@@ -14,6 +16,15 @@ pub enum Setting {
     BlockSize(u64),
     Flags(u32),
     Timeout(u32),
+}
+
+/// What is to be attached by netlink.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub sockets: Vec<u32>,
+    pub flags: u32,
+    pub destroy: bool,
+    pub works: bool,
 }
 
 /// How a call ends.
@@ -44,6 +55,10 @@ pub struct Plain {
     owner: Option<usize>,
     settings: Settings,
     sockets: Vec<u32>,
+    /// Attached by netlink.
+    netlink: bool,
+    /// The device goes with the generation.
+    destroy: bool,
     reason: Option<EndReason>,
     /// Owner and size of the last generation that ran and is gone.
     last: Option<(usize, u64)>,
@@ -61,6 +76,8 @@ impl Plain {
             owner: None,
             settings: FRESH,
             sockets: Vec::new(),
+            netlink: false,
+            destroy: false,
             reason: None,
             last: None,
             clear_due: None,
@@ -87,6 +104,23 @@ impl Plain {
         self.settings
     }
 
+    pub fn is_by_netlink(&self) -> bool {
+        self.netlink
+    }
+
+    pub fn is_to_go(&self) -> bool {
+        self.destroy
+    }
+
+    /// The number of a device that is gone is given to another.
+    pub fn anew(self) -> Self {
+        let people = self.people;
+        Self {
+            people,
+            ..Self::new(self.max_block)
+        }
+    }
+
     pub fn arrive(&mut self, parent: Option<usize>) {
         self.people.push(Person {
             parent,
@@ -111,6 +145,8 @@ impl Plain {
     fn let_go(&mut self) -> Vec<u32> {
         self.phase = "idle";
         self.owner = None;
+        self.netlink = false;
+        self.destroy = false;
         std::mem::take(&mut self.sockets)
     }
 
@@ -127,12 +163,21 @@ impl Plain {
         orphan
     }
 
+    /// Why an ioctl cannot set up.
+    fn in_use(&self) -> Option<Refusal> {
+        match self.phase {
+            "running" if self.netlink => Some(Refusal::Netlink),
+            "running" => Some(Refusal::Running),
+            "draining" => Some(Refusal::Draining),
+            "gone" => Some(Refusal::Gone),
+            _ => None,
+        }
+    }
+
     /// `socket` is the one to add, if making it works.
     pub fn add(&mut self, who: usize, disk: DiskUse, socket: Option<u32>) -> Answer<Vec<u32>> {
-        match self.phase {
-            "running" => return Answer::Refused(Refusal::Running),
-            "draining" => return Answer::Refused(Refusal::Draining),
-            _ => {}
+        if let Some(refusal) = self.in_use() {
+            return Answer::Refused(refusal);
         }
         let was_last = self.last.is_some_and(|(owner, _)| owner == who);
         if disk == DiskUse::Exclusive && !was_last {
@@ -152,23 +197,50 @@ impl Plain {
     }
 
     pub fn configure(&mut self, who: usize, setting: Setting) -> Answer<Vec<u32>> {
-        if self.phase == "draining" {
-            return Answer::Refused(Refusal::Draining);
+        match self.in_use() {
+            None | Some(Refusal::Running) => {}
+            Some(refusal) => return Answer::Refused(refusal),
         }
         if self.taken(who) {
             return Answer::Refused(Refusal::Owned);
         }
         let stays = self.phase == "running" || (self.phase == "setup" && self.owner == Some(who));
-        let (mut size, mut block, mut flags, mut timeout) =
-            if stays { self.settings } else { FRESH };
+        let before = if stays { self.settings } else { FRESH };
+        let Some(after) = self.changed(before, setting) else {
+            return Answer::Failed;
+        };
+        let orphan = match self.phase {
+            "running" => vec![],
+            _ => self.take(who),
+        };
+        self.settings = after;
+        Answer::Done(orphan)
+    }
+
+    pub fn reconfigure(&mut self, setting: Setting) -> Answer<()> {
+        if self.phase != "running" || !self.netlink {
+            return Answer::Refused(Refusal::NotNetlink);
+        }
+        match self.changed(self.settings, setting) {
+            None => Answer::Failed,
+            Some(after) => {
+                self.settings = after;
+                Answer::Done(())
+            }
+        }
+    }
+
+    /// What settings become; none if they cannot be so.
+    fn changed(&self, before: Settings, setting: Setting) -> Option<Settings> {
+        let (mut size, mut block, mut flags, mut timeout) = before;
         let most = u128::from(u64::MAX >> 1);
         match setting {
-            Setting::Size(bytes) if u128::from(bytes) > most => return Answer::Failed,
+            Setting::Size(bytes) if u128::from(bytes) > most => return None,
             Setting::Size(bytes) => size = bytes,
             Setting::Blocks(count) => {
                 let bytes = u128::from(count) * u128::from(block);
                 if bytes > most {
-                    return Answer::Failed;
+                    return None;
                 }
                 size = bytes as u64;
             }
@@ -176,28 +248,59 @@ impl Plain {
             Setting::BlockSize(bytes) => {
                 let good = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
                 if !good.contains(&bytes) || bytes > self.max_block {
-                    return Answer::Failed;
+                    return None;
                 }
                 block = bytes;
             }
             Setting::Flags(bits) => flags = bits,
             Setting::Timeout(seconds) => timeout = seconds,
         }
-        let orphan = match self.phase {
-            "running" => vec![],
-            _ => self.take(who),
-        };
-        self.settings = (size, block, flags, timeout);
+        Some((size, block, flags, timeout))
+    }
+
+    /// Sets up and starts in one step, by netlink. Gives the orphan's sockets.
+    pub fn connect(&mut self, who: usize, disk: DiskUse, want: &Wanted) -> Answer<Vec<u32>> {
+        match self.phase {
+            // By whatever it is attached.
+            "running" => return Answer::Refused(Refusal::Running),
+            "draining" => return Answer::Refused(Refusal::Draining),
+            "gone" => return Answer::Refused(Refusal::Gone),
+            // Nor is one's own setup mixed with this.
+            "setup" if self.owner.is_some_and(|owner| self.people[owner].alive) => {
+                return Answer::Refused(Refusal::Owned);
+            }
+            _ => {}
+        }
+        if disk == DiskUse::Exclusive {
+            return Answer::Refused(Refusal::Held);
+        }
+        if want.sockets.is_empty() {
+            return Answer::Refused(Refusal::NoConnection);
+        }
+        if want.sockets.len() > 1 && want.flags & CAN_MULTI_CONN == 0 {
+            return Answer::Refused(Refusal::NotMultiConn);
+        }
+        if !want.works {
+            return Answer::Failed;
+        }
+        let orphan = self.let_go();
+        self.phase = "running";
+        self.generation += 1;
+        self.owner = Some(who);
+        self.settings = (FRESH.0, FRESH.1, want.flags, FRESH.3);
+        self.sockets = want.sockets.clone();
+        self.netlink = true;
+        self.destroy = want.destroy;
         Answer::Done(orphan)
     }
 
     /// Gives the sockets that are attached.
     pub fn start(&mut self, who: usize, disk: DiskUse, works: bool) -> Answer<Vec<u32>> {
-        match self.phase {
-            "idle" => return Answer::Refused(Refusal::NoConnection),
-            "running" => return Answer::Refused(Refusal::Running),
-            "draining" => return Answer::Refused(Refusal::Draining),
-            _ => {}
+        if self.phase == "idle" {
+            return Answer::Refused(Refusal::NoConnection);
+        }
+        if let Some(refusal) = self.in_use() {
+            return Answer::Refused(refusal);
         }
         let child = self.people[who].parent.is_some() && self.people[who].parent == self.owner;
         if self.taken(who) && !child {
@@ -262,7 +365,11 @@ impl Plain {
         }
         self.last = self.owner.map(|owner| (owner, self.settings.0));
         self.clear_due = self.owner;
+        let goes = self.destroy;
         self.let_go();
+        if goes {
+            self.phase = "gone";
+        }
         self.reason.take()
     }
 }
