@@ -134,9 +134,23 @@ void rnbd_helper_sock_set_sndtimeo(struct sock *sk, long timeo)
 static struct lock_class_key rnbd_sk_key[3];
 static struct lock_class_key rnbd_slock_key[3];
 
+/* A socket keeps its class's module loaded, and lets go of it once: to classify it again would leak that. */
+static bool rnbd_sk_is_classified(const struct sock *sk)
+{
+#if IS_ENABLED(CONFIG_PROVE_LOCKING) && IS_ENABLED(CONFIG_MODULES)
+	return sk->sk_owner;
+#else
+	return false;
+#endif
+}
+
 void rnbd_helper_sock_reclassify(struct sock *sk)
 {
-	if (!sock_allow_reclassification(sk))
+	/* The same socket may be offered by two tasks. */
+	static DEFINE_MUTEX(lock);
+
+	guard(mutex)(&lock);
+	if (rnbd_sk_is_classified(sk) || !sock_allow_reclassification(sk))
 		return;
 
 	switch (sk->sk_family) {
