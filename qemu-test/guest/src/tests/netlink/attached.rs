@@ -43,11 +43,22 @@ pub fn connect(
     options: &[DefaultNla],
 ) -> Result<Answer<u32>> {
     let sockets = sockets(server, connections)?;
+    connect_sockets(client, index, server.export().size(), &sockets, options)
+}
+
+/// The same with sockets that there are.
+pub fn connect_sockets(
+    client: &Client,
+    index: Option<u32>,
+    size: u64,
+    sockets: &[OwnedFd],
+    options: &[DefaultNla],
+) -> Result<Answer<u32>> {
     // Of two flags the last counts.
     let mut all =
         vec![attr_u64(attr::SERVER_FLAGS, flag::HAS_FLAGS | flag::CAN_MULTI_CONN | flag::SEND_FLUSH)];
     all.extend_from_slice(options);
-    client.connect(index, server.export().size(), &fds(&sockets), &all)
+    client.connect(index, size, &fds(sockets), &all)
 }
 
 /// A device that was attached by netlink, and is detached when this is dropped.

@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use netlink_packet_core::DefaultNla;
 use nix::errno::Errno;
 
-use super::attached::{Attached, client_flag, client_flags, sockets};
+use super::attached::{Attached, client_flag, client_flags, connect_sockets, sockets};
 use super::load::{Writer, fill, unread};
 use super::{connected, ok};
-use crate::device::{Device, attached, capacity, flag, req, wait_idle};
+use crate::device::{Device, attached, capacity, req, wait_idle};
 use crate::modules::Driver;
 use crate::netlink::{Client, attr, attr_flag, attr_u64};
 use crate::process::{PATIENCE, describe_task, wait_for};
@@ -63,9 +63,7 @@ const SIZE: u64 = 8 << 20;
 fn attach(options: &[DefaultNla]) -> Result<(Attached, UnixStream)> {
     let client = Client::open()?;
     let (ours, theirs) = unread()?;
-    let mut all = vec![attr_u64(attr::SERVER_FLAGS, flag::HAS_FLAGS | flag::CAN_MULTI_CONN)];
-    all.extend_from_slice(options);
-    let index = ok(client.connect(Some(0), SIZE, &[ours.as_raw_fd()], &all)?)?;
+    let index = ok(connect_sockets(&client, Some(0), SIZE, &[ours], options)?)?;
     Ok((Attached { client, index }, theirs))
 }
 

@@ -12,42 +12,65 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::errno::Errno;
 
 use crate::device::{io_errno, node, open_direct, write_direct};
-use crate::process::{PATIENCE, describe_task, run, wait_for};
+use crate::process::{PATIENCE, describe_task, have, run, wait_for};
 use crate::server::{Action, Export, Server};
+use crate::tests::skip;
 
 /// Bytes from the start of the device that [`Fio`] writes.
 pub const FIO_SIZE: u64 = 8 << 20;
 
-/// fio at work on device 0: random writes to the first [`FIO_SIZE`] bytes, each with its checksum, then all verified.
+/// fio at work on device 0: random writes, each block with its checksum, read back and verified.
 pub struct Fio(JoinHandle<Result<()>>);
 
 impl Fio {
-    /// Returns when the server has seen some of it. There are so many writes a second at most, 2048 in all.
+    /// Writes the first [`FIO_SIZE`] bytes, and then verifies them. Returns when the server has seen some of it. There
+    /// are so many writes a second at most, 2048 in all.
     pub fn start(server: &Server, rate: u32) -> Result<Fio> {
-        let rate = format!("--rate_iops={rate}");
         let before = server.seen().len();
-        let fio = std::thread::spawn(move || {
-            let args = [
+        let fio = Fio::run(vec![
+            "--bs=4k".to_owned(),
+            format!("--size={FIO_SIZE}"),
+            "--iodepth=8".to_owned(),
+            "--do_verify=1".to_owned(),
+            format!("--rate_iops={rate}"),
+        ])?;
+        wait_for("fio to write", || !fio.works() || server.seen().len() > before + 32)?;
+        Ok(fio)
+    }
+
+    /// Writes and verifies for so many seconds, in so many bytes.
+    pub fn lasting(seconds: usize, size: u64) -> Result<Fio> {
+        Fio::run(vec![
+            "--bsrange=4k-128k".to_owned(),
+            "--blockalign=4k".to_owned(),
+            format!("--size={size}"),
+            "--iodepth=16".to_owned(),
+            "--verify_backlog=64".to_owned(),
+            "--verify_async=1".to_owned(),
+            "--time_based".to_owned(),
+            format!("--runtime={seconds}"),
+        ])
+    }
+
+    fn run(more: Vec<String>) -> Result<Fio> {
+        if !have("fio") {
+            return skip("there is no fio");
+        }
+        Ok(Fio(std::thread::spawn(move || {
+            let mut args = vec![
                 "--name=load",
                 "--filename=/dev/nbd0",
                 "--thread",
                 "--rw=randwrite",
-                "--bs=4k",
-                "--size=8m",
                 "--randseed=11",
                 "--ioengine=libaio",
-                "--iodepth=8",
                 "--direct=1",
                 "--verify=crc32c",
-                "--do_verify=1",
                 "--verify_fatal=1",
-                &rate,
             ];
+            args.extend(more.iter().map(String::as_str));
             run("fio", &args).map(drop)
-        });
-        let fio = Fio(fio);
-        wait_for("fio to write", || fio.0.is_finished() || server.seen().len() > before + 32)?;
-        Ok(fio)
+        })))
     }
 
     pub fn works(&self) -> bool {

@@ -6,16 +6,16 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use netlink_packet_core::DefaultNla;
 
-use super::attached::{Attached, fds};
+use super::attached::{Attached, connect_sockets, fds};
+use super::load::Fio;
 use super::ok;
-use super::replace::{fio, told};
-use crate::device::flag;
+use super::replace::told;
 use crate::modules::Driver;
 use crate::netlink::{Client, Message, attr, attr_flag, attr_u64};
-use crate::process::{have, wait_for};
+use crate::process::wait_for;
 use crate::tests::clients::{Daemon, QemuNbd, image};
 use crate::tests::{Context, Test, skip};
 
@@ -100,9 +100,7 @@ fn connect_all<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Result<V
 
 fn attach(sockets: &[OwnedFd], options: &[DefaultNla]) -> Result<Attached> {
     let client = Client::open()?;
-    let flags = flag::HAS_FLAGS | flag::CAN_MULTI_CONN | flag::SEND_FLUSH;
-    let options = [&[attr_u64(attr::SERVER_FLAGS, flags)], options].concat();
-    let index = ok(client.connect(Some(0), SIZE, &fds(sockets), &options)?)?;
+    let index = ok(connect_sockets(&client, Some(0), SIZE, sockets, options)?)?;
     Ok(Attached { client, index })
 }
 
@@ -111,16 +109,13 @@ fn offer(device: &Attached, sockets: &[OwnedFd], options: &[DefaultNla]) -> Resu
 }
 
 fn reconnect_killed(context: &Context) -> Result<()> {
-    if !have("fio") {
-        return skip("there is no fio");
-    }
     let mut servers = Servers::new(context)?;
     let mut start = |count: usize| (0..count).map(|_| servers.start()).collect::<Result<Vec<_>>>();
     let mut alive = start(4)?;
     let device = attach(&connect_all(&alive)?, &[attr_u64(attr::DEAD_CONN_TIMEOUT, 60)])?;
-    let load = fio(context.rounds(20, 6) as u64, SIZE);
+    let load = Fio::lasting(context.rounds(20, 6), SIZE)?;
     let mut rounds = 0;
-    while !load.is_finished() {
+    while load.works() {
         drop(alive.pop());
         device.wait_live(3)?;
         alive.extend(start(1)?);
@@ -133,7 +128,7 @@ fn reconnect_killed(context: &Context) -> Result<()> {
         device.wait_live(4)?;
         rounds += 1;
     }
-    load.join().map_err(|_| anyhow!("the thread of fio panicked"))??;
+    load.verified()?;
     println!("{rounds} rounds");
     ensure!(rounds > 0, "nothing was killed while fio ran");
     device.disconnect()
@@ -143,23 +138,20 @@ fn handover(context: &Context) -> Result<()> {
     if context.driver == Driver::Nbd {
         return skip("nbd.ko has no handover");
     }
-    if !have("fio") {
-        return skip("there is no fio");
-    }
     let mut servers = Servers::new(context)?;
     let processes = [servers.start()?, servers.start()?];
     let two = |process: &Process| connect_all([process, process]);
     let device = attach(&two(&processes[0])?, &[])?;
-    let load = fio(context.rounds(20, 5) as u64, SIZE);
+    let load = Fio::lasting(context.rounds(20, 5), SIZE)?;
     let rounds = context.rounds(100, 10);
     let mut loaded = 0;
     for round in 1..=rounds {
         let replies = offer(&device, &two(&processes[round % 2])?, &[attr_flag(attr::HANDOVER)])?;
         let taken = told(&replies)?;
         ensure!(taken == (2, 0), "round {round}: told {taken:?}");
-        loaded += usize::from(!load.is_finished());
+        loaded += usize::from(load.works());
     }
     println!("{rounds} handovers, {loaded} of them while fio ran");
-    load.join().map_err(|_| anyhow!("the thread of fio panicked"))??;
+    load.verified()?;
     device.disconnect()
 }

@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use netlink_packet_core::{DefaultNla, Nla as _};
 
 use super::attached::Attached;
+use super::load::Fio;
 use super::{connected, ok};
 use crate::blocked::{Blocked, silent_server};
 use crate::device::{open_direct, read_direct, round_trip};
 use crate::modules::Driver;
 use crate::netlink::{Message, attr, attr_flag, attr_u64, from_bytes, value};
-use crate::process::{run, wait_for};
+use crate::process::wait_for;
 use crate::server::{Command, Export, Server};
 use crate::tests::{Context, Test, skip};
 
@@ -112,39 +113,12 @@ fn reconnect_waiting(_: &Context) -> Result<()> {
     device.disconnect()
 }
 
-/// fio at work on device 0 for so long, in so many bytes: random writes, each with its checksum, read back and verified.
-pub fn fio(seconds: u64, size: u64) -> std::thread::JoinHandle<Result<()>> {
-    std::thread::spawn(move || {
-        let runtime = format!("--runtime={seconds}");
-        let size = format!("--size={size}");
-        let args = [
-            "--name=verify",
-            "--filename=/dev/nbd0",
-            "--rw=randwrite",
-            "--bsrange=4k-128k",
-            "--blockalign=4k",
-            "--randseed=3",
-            "--verify=crc32c",
-            "--verify_fatal=1",
-            "--verify_backlog=64",
-            "--verify_async=1",
-            "--ioengine=libaio",
-            "--iodepth=16",
-            "--direct=1",
-            "--time_based",
-            &runtime,
-            &size,
-        ];
-        run("fio", &args).map(drop)
-    })
-}
-
 fn reconnect_load(context: &Context) -> Result<()> {
     let server = server(SIZE)?;
     let device = Attached::new(&server, 4, &[seconds(attr::DEAD_CONN_TIMEOUT, 60)])?;
-    let load = fio(context.rounds(20, 6) as u64, SIZE);
+    let load = Fio::lasting(context.rounds(20, 6), SIZE)?;
     let mut rounds = 0;
-    while !load.is_finished() {
+    while load.works() {
         server.close_one(server.accepted() - 1);
         device.wait_live(3)?;
         std::thread::sleep(Duration::from_millis(100));
@@ -157,7 +131,7 @@ fn reconnect_load(context: &Context) -> Result<()> {
         device.wait_live(4)?;
         rounds += 1;
     }
-    load.join().map_err(|_| anyhow!("fio's thread panicked"))??;
+    load.verified()?;
     println!("{rounds} rounds");
     ensure!(rounds > 0, "nothing was replaced while fio ran");
     device.disconnect()?;
@@ -240,16 +214,18 @@ fn handover_load(context: &Context) -> Result<()> {
     let open = || -> Result<Server> { Ok(Server::new(Export::file(image.as_ref())?)) };
     let servers = [open()?, open()?];
     let device = Attached::new(&servers[0], 2, &[])?;
-    let load = fio(context.rounds(20, 5) as u64, SIZE);
+    let load = Fio::lasting(context.rounds(20, 5), SIZE)?;
     let rounds = context.rounds(100, 10);
+    let mut loaded = 0;
     for round in 1..=rounds {
         let to = &servers[round % 2];
         let taken = told(&ok(device.offer(to, 2, &[attr_flag(attr::HANDOVER)])?)?)?;
         ensure!(taken == (2, 0), "round {round}: told {taken:?}");
         let from = &servers[(round + 1) % 2];
         from.wait_closed().with_context(|| format!("round {round}"))?;
+        loaded += usize::from(load.works());
     }
-    println!("{rounds} handovers, fio {}", if load.is_finished() { "had ended" } else { "still running" });
-    load.join().map_err(|_| anyhow!("fio's thread panicked"))??;
+    println!("{rounds} handovers, {loaded} of them while fio ran");
+    load.verified()?;
     device.disconnect()
 }

@@ -12,9 +12,9 @@ use super::ok;
 use crate::blocked::{Blocked, silent_server};
 use crate::device::{Device, capacity, open_direct, round_trip};
 use crate::netlink::{attr, attr_u64};
-use crate::process::{have, wait_for};
+use crate::process::wait_for;
 use crate::server::{Command, Export, Server};
-use crate::tests::{Checks, Context, Test, skip};
+use crate::tests::{Checks, Context, Test};
 
 pub const TESTS: &[Test] = &[
     Test::new("netlink.resize", "RECONFIGURE changes size and block size of an idle device", idle),
@@ -77,9 +77,6 @@ fn sizes() -> impl Iterator<Item = u64> {
 }
 
 fn live(_: &Context) -> Result<()> {
-    if !have("fio") {
-        return skip("there is no fio");
-    }
     let server = Server::new(Export::memory(SIZE)?);
     let device = Attached::by(0, &server, 2, &[attr_u64(attr::BLOCK_SIZE_BYTES, 512)])?;
     let fio = Fio::start(&server, 1000)?;
@@ -114,9 +111,6 @@ fn with_dead_connections() -> Result<(Server, Attached, Fio)> {
 }
 
 fn dead(_: &Context) -> Result<()> {
-    if !have("fio") {
-        return skip("there is no fio");
-    }
     let (server, device, fio) = with_dead_connections()?;
     for size in sizes().take(20) {
         device.resize(size)?;
@@ -128,9 +122,6 @@ fn dead(_: &Context) -> Result<()> {
 }
 
 fn with_sockets(_: &Context) -> Result<()> {
-    if !have("fio") {
-        return skip("there is no fio");
-    }
     let (server, device, fio) = with_dead_connections()?;
     let both = [attr_u64(attr::SIZE_BYTES, 16 << 20), attr_u64(attr::BLOCK_SIZE_BYTES, 4096)];
     ok(device.offer(&server, 2, &both)?)?;
@@ -142,9 +133,6 @@ fn with_sockets(_: &Context) -> Result<()> {
 }
 
 fn silent(_: &Context) -> Result<()> {
-    if !have("fio") {
-        return skip("there is no fio");
-    }
     let (server, silent) = server_with_moods(SIZE)?;
     let device = Attached::by(0, &server, 1, &[attr_u64(attr::DEAD_CONN_TIMEOUT, 30)])?;
     let fio = Fio::start(&server, 1000)?;
