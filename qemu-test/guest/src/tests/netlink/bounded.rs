@@ -82,6 +82,19 @@ fn all_fail(writers: &[Writer], why: &str) -> Result<()> {
     Ok(())
 }
 
+/// The writes come to another server, whole.
+fn all_arrive(writers: &[Writer], server: &Server, why: &str) -> Result<()> {
+    for (place, writer) in writers.iter().enumerate() {
+        writer.ended(why)?.map_err(|errno| anyhow!("a write failed over {why}: {errno}"))?;
+        let there = server.export().read((place as u64) << 20, 1 << 20)?;
+        ensure!(
+            there.iter().all(|byte| usize::from(*byte) == place),
+            "write {place} did not come to the new server"
+        );
+    }
+    Ok(())
+}
+
 /// Does something, and prints how long it took.
 fn measured<T>(what: &str, step: impl FnOnce() -> T) -> T {
     let start = Instant::now();
@@ -172,16 +185,7 @@ fn handover(context: &Context) -> Result<()> {
         ok(client.reconfigure(0, &[offered[0].as_raw_fd()], &[attr_flag(attr::HANDOVER)])?)
     })?;
     ensure!(answered > 0, "STATUS was not answered while the handover ran");
-    for (place, writer) in writers.iter().enumerate() {
-        writer
-            .ended("the handover")?
-            .map_err(|errno| anyhow!("a write failed over the handover: {errno}"))?;
-        let there = other.export().read((place as u64) << 20, 1 << 20)?;
-        ensure!(
-            there.iter().all(|byte| usize::from(*byte) == place),
-            "write {place} did not come to the new server"
-        );
-    }
+    all_arrive(&writers, &other, "the handover")?;
     device.works()?;
     device.detach()
 }
@@ -192,18 +196,8 @@ fn reconnect(_: &Context) -> Result<()> {
     device.wait_live(0)?;
     let other = Server::new(Export::memory(SIZE)?);
     ok(measured("a socket", || device.offer(&other, 1, &[]))?)?;
+    all_arrive(&writers, &other, "the reconnect")?;
     device.works()?;
-    for (place, writer) in writers.iter().enumerate() {
-        writer
-            .ended("the reconnect")?
-            .map_err(|errno| anyhow!("a write failed over the reconnect: {errno}"))?;
-        // The first one's start was written to since.
-        let there = other.export().read(((place as u64) << 20) + 65536, 65536)?;
-        ensure!(
-            there.iter().all(|byte| usize::from(*byte) == place),
-            "write {place} did not come to the new server"
-        );
-    }
     device.detach()
 }
 
