@@ -20,6 +20,12 @@ const HEAD_LENGTH: usize = 5;
 /// Said by healthy kernels on some processors.
 const HARMLESS: [&str; 2] = ["Spectre V2 : ", "unchecked MSR access error"];
 
+/// With these the kernel shows who asked for memory that it has not got. Where that is provoked it is no complaint.
+const PROVOKED: [&str; 2] = ["__kmem_cache_create_args(", "vmalloc error: "];
+
+/// What the tests are named that provoke it.
+const PROVOKING: &str = "fault.";
+
 /// The kernel's word that its own start is over. No driver of ours is there before it.
 const STARTED: &str = "Run /init as init process";
 
@@ -49,6 +55,7 @@ pub struct Detector {
     line: usize,
     test: Option<String>,
     last: Option<usize>,
+    provoked: Option<usize>,
     found: Vec<Complaint>,
     suite: Option<Suite>,
 }
@@ -89,8 +96,13 @@ impl Detector {
         }
         let since = self.last.map_or(usize::MAX, |last| self.line - last);
         let within = since <= REPORT_LENGTH;
+        let provoking = self.test.as_ref().is_some_and(|test| test.starts_with(PROVOKING));
+        if provoking && PROVOKED.iter().any(|provoked| text.contains(provoked)) {
+            self.provoked = Some(self.line);
+        }
+        let provoked = self.provoked.is_some_and(|at| self.line - at <= HEAD_LENGTH);
         let starts = since > HEAD_LENGTH && REPORTS.iter().any(|report| text.contains(report));
-        if starts || (!within && PARTS.iter().any(|part| text.contains(part))) {
+        if starts || (!within && !provoked && PARTS.iter().any(|part| text.contains(part))) {
             self.last = Some(self.line);
             let test = self.test.clone();
             self.found.push(Complaint { text: text.to_owned(), test, line: self.line, context: Vec::new() });
@@ -231,6 +243,24 @@ mod tests {
         assert_eq!(complaints[0].line, 6);
         assert_eq!(complaints[0].context.len(), 4);
         assert_eq!((complaints[1].text.as_str(), complaints[1].test.as_deref()), ("BUG: later", None));
+    }
+
+    #[test]
+    fn a_stack_that_was_provoked_is_no_report() {
+        let log = |test: &str| {
+            format!(
+                "[    4.0] rnbd-test: start {test}\n\
+                [    5.1] __kmem_cache_create_args(bio-96) failed with error -12\n\
+                [    5.1] CPU: 0 UID: 0 PID: 916 Comm: exe\n\
+                [    5.1] Call Trace:\n\
+                [    5.1]  dump_stack+0x10/0x12\n"
+            )
+        };
+        assert_eq!(found(&log("fault.load")).len(), 0);
+        assert_eq!(found(&log("other")).len(), 1);
+        let more = "[    5.2] BUG: KASAN: slab-use-after-free in x+0x1/0x2 [rnbd]\n[    5.2] Call Trace:\n";
+        assert_eq!(found(&(log("fault.load") + more)).len(), 1);
+        assert_eq!(found(&(log("fault.load") + &"x\n".repeat(9) + "Call Trace:\n")).len(), 1);
     }
 
     #[test]
