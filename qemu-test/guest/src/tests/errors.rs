@@ -218,6 +218,8 @@ fn some_of_many(_: &Context) -> Result<()> {
         if (request.offset / 4096) % 3 == 0 { Action::Refuse(28) } else { Action::Serve }
     });
     with_attached(&server, Setup::for_server(&server).connections(2), |_| {
+        // A request for two blocks would be refused for both.
+        std::fs::write(sysfs_path(0, "queue/nomerges"), "2")?;
         let mut tasks = Vec::new();
         for task in 0..8u64 {
             tasks.push(std::thread::spawn(move || -> Result<()> {

@@ -77,7 +77,8 @@ fn fuzz(context: &Context) -> Result<()> {
     let length = Duration::from_secs(context.seconds(30, 5));
     let (start, mut number, mut reads) = (Instant::now(), 0, 0);
     let mut tasks: Vec<Child> = Vec::new();
-    while start.elapsed() < length {
+    // On a slow machine it may take longer until anything is attached.
+    while start.elapsed() < length || (reads == 0 && start.elapsed() < 2 * *PATIENCE) {
         while tasks.len() < TASKS {
             number += 1;
             let privileged = number % 5 != 0;
