@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -72,6 +72,8 @@ fn fuzz(context: &Context) -> Result<()> {
     // Whoever connects here is taken and never answered.
     let silent = context.scratch.join("silent");
     let _silent = UnixListener::bind(&silent)?;
+    // Tasks inherit that, and let it through when they have a handler.
+    SigSet::from(Signal::SIGUSR1).thread_block()?;
     let client = Client::open()?;
     let counters = Counters::new()?;
     let length = Duration::from_secs(context.seconds(30, 5));

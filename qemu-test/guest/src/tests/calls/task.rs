@@ -154,6 +154,7 @@ impl<'a> Task<'a> {
         let family = Family::find()?.ok_or_else(|| anyhow::anyhow!("the family nbd is gone"))?;
         let client = Client::of(&family)?;
         let rng = SmallRng::seed_from_u64(seed);
+        SigSet::from(Signal::SIGUSR1).thread_unblock()?;
         Ok(Task { rng, device, family, client, served, silent, privileged, counters })
     }
 
