@@ -7,10 +7,10 @@
 use super::workqueue::Workqueue;
 use core::ops::Deref;
 use kernel::{
-    bindings, impl_has_work, new_work,
+    impl_has_work, new_work,
     prelude::*,
     sync::Arc,
-    workqueue::{self, Work, WorkItem},
+    workqueue::{Work, WorkItem},
 };
 
 /// What is done later.
@@ -54,23 +54,11 @@ impl<T: Later> Deferred<T> {
         })
     }
 
-    /// Has [`Later::later`] called soon, once, however often this is called before. Any context.
-    pub(crate) fn schedule(this: &Arc<Self>) {
-        // An error tells that it is scheduled already.
-        let _ = workqueue::system_unbound().enqueue(this.clone());
-    }
-
-    /// As [`Self::schedule`], in a worker of `queue`.
+    /// Has [`Later::later`] called soon by a worker of `queue`, once, however often this is called
+    /// before. Any context.
     pub(crate) fn schedule_on(this: &Arc<Self>, queue: &Workqueue) {
+        // An error tells that it is scheduled already.
         let _ = queue.enqueue(this.clone());
-    }
-
-    /// Waits until no call that was scheduled before is left. Sleeps.
-    pub(crate) fn flush(&self) {
-        // SAFETY: `work` is initialised, and a part of `self`.
-        let work = unsafe { Work::raw_get(&raw const self.work) };
-        // SAFETY: As above.
-        unsafe { bindings::flush_work(work) };
     }
 }
 

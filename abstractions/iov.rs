@@ -119,6 +119,15 @@ impl<D: Direction> BvecIter<'_, D> {
     }
 }
 
+impl BvecIter<'_, Dest> {
+    /// Copies `bytes` to where the vector begins, as many as there is room for, and leaves them
+    /// out. Returns how many.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) -> usize {
+        // SAFETY: By the type invariant; the copy ends with the shorter of the two.
+        unsafe { bindings::_copy_to_iter(bytes.as_ptr().cast(), bytes.len(), &mut self.iter) }
+    }
+}
+
 // SAFETY: By the type invariant.
 unsafe impl<D: Direction> IoVec<D> for BvecIter<'_, D> {
     fn as_raw(&mut self) -> *mut bindings::iov_iter {
@@ -126,37 +135,24 @@ unsafe impl<D: Direction> IoVec<D> for BvecIter<'_, D> {
     }
 }
 
-/// An I/O vector over bytes in the kernel's memory.
+/// An I/O vector over bytes in the kernel's memory, to be sent.
 ///
 /// # Invariants
 ///
 /// `vec` is the memory that was borrowed for `'a`.
-pub(crate) struct Kvec<'a, D> {
+pub(crate) struct Kvec<'a> {
     vec: bindings::kvec,
     iter: bindings::iov_iter,
-    _bytes: PhantomData<(&'a mut [u8], D)>,
+    _bytes: PhantomData<&'a [u8]>,
 }
 
-impl<'a> Kvec<'a, Source> {
+impl<'a> Kvec<'a> {
     /// Bytes to be sent.
     pub(crate) fn source(bytes: &'a [u8]) -> Self {
-        Self::new(bytes.as_ptr().cast_mut(), bytes.len())
-    }
-}
-
-impl<'a> Kvec<'a, Dest> {
-    /// Room for bytes to be received.
-    pub(crate) fn dest(room: &'a mut [u8]) -> Self {
-        Self::new(room.as_mut_ptr(), room.len())
-    }
-}
-
-impl<D> Kvec<'_, D> {
-    fn new(base: *mut u8, len: usize) -> Self {
         Self {
             vec: bindings::kvec {
-                iov_base: base.cast(),
-                iov_len: len,
+                iov_base: bytes.as_ptr().cast_mut().cast(),
+                iov_len: bytes.len(),
             },
             iter: empty(),
             _bytes: PhantomData,
@@ -164,13 +160,13 @@ impl<D> Kvec<'_, D> {
     }
 }
 
-// SAFETY: By the type invariant; `source` and `dest` borrow the memory as `D` says.
-unsafe impl<D: Direction> IoVec<D> for Kvec<'_, D> {
+// SAFETY: By the type invariant; a source is only read.
+unsafe impl IoVec<Source> for Kvec<'_> {
     fn as_raw(&mut self) -> *mut bindings::iov_iter {
-        // Made here rather than in `new`, for it points to `vec`, which moves with `self`.
+        // Made here rather than in `source`, for it points to `vec`, which moves with `self`.
         // SAFETY: `vec` describes memory that is borrowed for as long as `self` is.
         unsafe {
-            bindings::iov_iter_kvec(&mut self.iter, D::RAW, &self.vec, 1, self.vec.iov_len);
+            bindings::iov_iter_kvec(&mut self.iter, Source::RAW, &self.vec, 1, self.vec.iov_len);
         }
         &mut self.iter
     }

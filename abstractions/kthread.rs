@@ -4,10 +4,14 @@
 //!
 //! C header: [`include/linux/kthread.h`](srctree/include/linux/kthread.h)
 
+use crate::bindings as extra;
 use core::ptr::NonNull;
 use kernel::{bindings, error::from_err_ptr, ffi, fmt, prelude::*, str::CString};
 
 /// What a thread does.
+///
+/// It does a part of what other tasks wait for, and does not preempt one that it is woken by
+/// (`SCHED_BATCH`): there may be more for it to do by the time that it gets a processor.
 pub(crate) trait Body: Send + 'static {
     /// Does it, in process context; the thread ends when this returns.
     fn run(self);
@@ -51,6 +55,8 @@ impl<B: Body> Thread<B> {
         // SAFETY: The thread does not run before it is woken, so it is alive; the reference keeps
         // its task for `drop`, and neither pointer is null.
         unsafe {
+            // Without it the thread works as well.
+            extra::rnbd_helper_sched_set_batch(task);
             bindings::get_task_struct(task);
             bindings::wake_up_process(task);
             // INVARIANT: The thread was started above.

@@ -8,6 +8,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub(crate) mod block;
+pub(crate) mod bvec;
 pub(crate) mod capability;
 pub(crate) mod deferred;
 pub(crate) mod iov;
@@ -18,5 +19,6 @@ pub(crate) mod module_ref;
 pub(crate) mod net;
 pub(crate) mod pid;
 pub(crate) mod ratelimit;
+pub(crate) mod softirq;
 pub(crate) mod trace;
 pub(crate) mod workqueue;

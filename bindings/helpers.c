@@ -3,8 +3,10 @@
  * Out-of-line static inlines for abstractions/; see helpers.h.
  */
 
+#include <linux/bottom_half.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <uapi/linux/sched/types.h>
 
 #include "helpers.h"
 
@@ -103,6 +105,28 @@ void rnbd_helper_memalloc_noio_restore(unsigned int flags)
 	memalloc_noio_restore(flags);
 }
 
+int rnbd_helper_sched_set_batch(struct task_struct *task)
+{
+	struct sched_attr attr = { .sched_policy = SCHED_BATCH };
+
+	return sched_setattr_nocheck(task, &attr);
+}
+
+void rnbd_helper_local_bh_disable(void)
+{
+	local_bh_disable();
+}
+
+void rnbd_helper_local_bh_enable(void)
+{
+	local_bh_enable();
+}
+
+void rnbd_helper_bvec_set_virt(struct bio_vec *bv, void *vaddr, unsigned int len)
+{
+	bvec_set_virt(bv, vaddr, len);
+}
+
 bool rnbd_helper_sk_is_tcp(const struct sock *sk)
 {
 	return sk_is_tcp(sk);
@@ -173,6 +197,11 @@ void rnbd_helper_sock_reclassify(struct sock *sk)
 {
 }
 #endif
+
+bool rnbd_helper_sk_has_data(const struct sock *sk)
+{
+	return !skb_queue_empty_lockless(&sk->sk_receive_queue);
+}
 
 void rnbd_helper_sockfd_put(struct socket *sock)
 {

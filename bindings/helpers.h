@@ -37,6 +37,16 @@ int rnbd_helper_register_blkdev(unsigned int major, const char *name);
 unsigned int rnbd_helper_memalloc_noio_save(void);
 void rnbd_helper_memalloc_noio_restore(unsigned int flags);
 
+/* bvec */
+void rnbd_helper_bvec_set_virt(struct bio_vec *bv, void *vaddr, unsigned int len);
+
+/* kthread */
+int rnbd_helper_sched_set_batch(struct task_struct *task);
+
+/* softirq */
+void rnbd_helper_local_bh_disable(void);
+void rnbd_helper_local_bh_enable(void);
+
 /* net/socket */
 bool rnbd_helper_sk_is_tcp(const struct sock *sk);
 bool rnbd_helper_sk_is_stream_unix(const struct sock *sk);
@@ -44,6 +54,7 @@ bool rnbd_helper_sock_can_shutdown(const struct socket *sock);
 void rnbd_helper_sock_set_noio(struct sock *sk);
 void rnbd_helper_sock_set_sndtimeo(struct sock *sk, long timeo);
 void rnbd_helper_sock_reclassify(struct sock *sk);
+bool rnbd_helper_sk_has_data(const struct sock *sk);
 void rnbd_helper_sockfd_put(struct socket *sock);
 unsigned int rnbd_helper_memalloc_noreclaim_save(void);
 void rnbd_helper_memalloc_noreclaim_restore(unsigned int flags);

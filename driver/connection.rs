@@ -3,14 +3,14 @@
 //! One connection: a place in the generation's array, the link that it has, and who sends on it.
 
 use super::{
-    attachment::AttachmentRef,
+    batch::Batch,
     device::Device,
     link::{Death, Link},
+    outbox::Outbox,
 };
 use crate::{
     abstractions::{
         block::mq::{Disk, Request},
-        deferred::{Deferred, Later},
         net::socket::Socket,
         trace,
     },
@@ -29,8 +29,8 @@ use kernel::{
     },
 };
 
-/// A connection that may be shared, and that a worker can finish a send on.
-pub(super) type ConnectionRef = Arc<Deferred<Connection>>;
+/// A connection that may be shared.
+pub(super) type ConnectionRef = Arc<Connection>;
 
 /// One connection of a generation.
 #[pin_data]
@@ -40,6 +40,9 @@ pub(super) struct Connection {
     disk: ARef<Disk<Device>>,
     /// Its link died, and no other has come yet: for choosing a connection without a lock.
     dead: Atomic<bool>,
+    /// Requests that wait to be sent.
+    #[pin]
+    pub(super) outbox: Outbox,
     /// Its links, for those who do not send. Innermost of all locks.
     #[pin]
     links: SpinLock<Links>,
@@ -66,11 +69,12 @@ pub(super) struct Tx {
     /// A request of which only a part went out, before a signal stopped its sender. Nothing else
     /// may go out before the rest of it has.
     pub(super) partial: Option<Partial>,
+    /// What is being sent.
+    pub(super) batch: Batch,
 }
 
 /// A request of which only a part went out.
 pub(super) struct Partial {
-    pub(super) attachment: AttachmentRef,
     pub(super) request: ARef<Request<Device>>,
     pub(super) mark: SendMark,
     /// Bytes that went out, header included.
@@ -115,15 +119,18 @@ impl Connection {
             sequence: Sequence::default(),
             disconnected: false,
             partial: None,
+            batch: Batch::new()?,
         };
+        let outbox = Outbox::new()?;
         Arc::pin_init(
-            Deferred::new(try_pin_init!(Self {
+            try_pin_init!(Self {
                 index,
                 disk: disk.get(),
                 dead: Atomic::new(false),
+                outbox <- outbox,
                 links <- new_spinlock!(links, "rnbd::links"),
                 tx <- new_mutex!(tx, "rnbd::tx"),
-            }? Error)),
+            }? Error),
             GFP_KERNEL,
         )
     }
@@ -226,12 +233,5 @@ impl Connection {
         };
         // Outside of the spinlock: it may be the last reference to a socket.
         drop(forgotten);
-    }
-}
-
-impl Later for Connection {
-    /// Finishes a send that a signal stopped; a worker gets no signals.
-    fn later(this: &Arc<Deferred<Self>>) {
-        super::transmit::finish_partial(this);
     }
 }

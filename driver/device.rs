@@ -203,9 +203,18 @@ impl Operations for Device {
         attachment: Option<&AttachmentRef>,
         request: &Request<Self>,
         queue: u32,
-        _last: bool,
+        last: bool,
     ) {
-        transmit::submit(disk, attachment, request, queue);
+        transmit::submit(disk, attachment, request, queue, last);
+    }
+
+    fn commit_rqs(_: &Disk<Self>, attachment: Option<&AttachmentRef>, _: u32) {
+        if let Some(attachment) = attachment {
+            attachment
+                .connections
+                .iter()
+                .for_each(|connection| connection.outbox.commit());
+        }
     }
 
     fn timeout(

@@ -21,7 +21,7 @@ use kernel::{
 };
 
 /// Requests that a hardware queue takes.
-const QUEUE_DEPTH: u32 = 128;
+pub(super) const QUEUE_DEPTH: u32 = 128;
 
 /// Largest request: 32 MiB, which is what servers must take at least, in sectors.
 const MAX_HW_SECTORS: u32 = 65536;

@@ -5,7 +5,7 @@
 use super::{
     attachment::{answer, Attachment, AttachmentRef, End},
     device::Device,
-    geometry, teardown,
+    geometry, teardown, transmit,
 };
 use crate::{
     abstractions::block::mq::{Disk, Opened, Outcome, Status},
@@ -88,11 +88,14 @@ pub(super) fn run(
     presence.join_receivers();
     // And those of links that had just been replaced: they are others' to join.
     wait_for_receivers(attachment);
-    for connection in &attachment.connections {
-        connection.flush();
-    }
     // Who was sending has met the dead socket when this returns.
     disk.wait_for_dispatch();
+    // So have the senders, then; and what one left that had not begun yet is given back.
+    for connection in &attachment.connections {
+        connection.outbox.close();
+    }
+    presence.join_senders();
+    attachment.connections.iter().for_each(transmit::send_left);
     disk.for_each_request(|request| {
         if let Some(claim) = request.data().word.claim() {
             answer(request, claim, Outcome::End(Status::IoError));

@@ -14,6 +14,7 @@ use super::{
     drain, geometry,
     owner::Setup,
     receive::Receiver,
+    sender::Sender,
     setup, sysfs, teardown,
 };
 use crate::{
@@ -78,6 +79,8 @@ impl Keeper {
 pub(super) struct Presence {
     /// Of each connection's current link.
     pub(super) receivers: KVec<Thread<Receiver>>,
+    /// Of each connection.
+    senders: KVec<Thread<Sender>>,
     pid: Option<AttributeFile<Device, sysfs::Pid>>,
     backend: Option<AttributeFile<Device, sysfs::Backend>>,
     /// The generation drains: no connection gets another link.
@@ -92,6 +95,11 @@ impl Presence {
             ..Self::default()
         };
         core::mem::replace(self, closed)
+    }
+
+    /// Waits for the senders, of connections whose outboxes are closed.
+    pub(super) fn join_senders(&mut self) {
+        drop(core::mem::take(&mut self.senders));
     }
 
     /// Waits for the receivers, whose sockets are shut down. The files stay.
@@ -271,6 +279,11 @@ fn try_bring_up(disk: &Disk<Device>, attachment: &AttachmentRef) -> Result {
         presence.pid = Some(AttributeFile::create(disk)?);
         if matches!(attachment.keeper, Keeper::Worker { .. }) {
             presence.backend = Some(AttributeFile::create(disk)?);
+        }
+        for connection in &attachment.connections {
+            presence
+                .senders
+                .push(Sender::start(connection)?, GFP_KERNEL)?;
         }
         disk.attach(KBox::new(attachment.clone(), GFP_KERNEL)?)
             .map_err(|_| EBUSY)?;

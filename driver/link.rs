@@ -32,6 +32,9 @@ pub(super) struct Link {
     /// Bytes sent and received, headers included.
     pub(super) sent: Atomic<u64>,
     pub(super) received: Atomic<u64>,
+    /// Requests that were sent whole, and those that were answered.
+    asked: Atomic<u64>,
+    answered: Atomic<u64>,
     /// How the link died, once it has.
     #[pin]
     end: Mutex<Option<End>>,
@@ -139,6 +142,8 @@ impl Link {
                 origin,
                 sent: Atomic::new(0),
                 received: Atomic::new(0),
+                asked: Atomic::new(0),
+                answered: Atomic::new(0),
                 end <- new_mutex!(None, "rnbd::link_end"),
             }),
             GFP_KERNEL,
@@ -147,15 +152,27 @@ impl Link {
 
     /// Counts bytes that went out. Its one sender at a time calls this.
     pub(super) fn count_sent(&self, bytes: usize) {
-        self.sent
-            .store(self.sent.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
+        count(&self.sent, bytes);
+    }
+
+    /// Counts requests that are going out. Its one sender at a time calls this.
+    pub(super) fn count_asked(&self, requests: usize) {
+        count(&self.asked, requests);
     }
 
     /// Counts bytes that came in. Its receiver alone calls this.
     pub(super) fn count_received(&self, bytes: usize) {
-        let before = self.received.load(Relaxed);
-        self.received
-            .store(before.wrapping_add(bytes as u64), Relaxed);
+        count(&self.received, bytes);
+    }
+
+    /// Counts a request that is answered. Its receiver alone calls this.
+    pub(super) fn count_answered(&self) {
+        count(&self.answered, 1);
+    }
+
+    /// Whether the server owes no answer, as far as can be told without a lock.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.asked.load(Relaxed) == self.answered.load(Relaxed)
     }
 
     /// Whether the link died.
@@ -185,4 +202,9 @@ impl Link {
     pub(super) fn end(&self) -> Option<End> {
         *self.end.lock()
     }
+}
+
+/// Adds to a counter that nobody else changes.
+fn count(counter: &Atomic<u64>, more: usize) {
+    counter.store(counter.load(Relaxed).wrapping_add(more as u64), Relaxed);
 }

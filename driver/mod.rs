@@ -11,25 +11,30 @@
 //!   its end. [`teardown`]: how it is ended. [`drain`]: how it is taken out of the system.
 //!   [`geometry`]: sizes and limits of its disk.
 //! * [`connection`]: a place in it. [`link`]: the socket there. [`replace`]: putting another socket
-//!   there. [`transmit`], [`receive`], [`timeout`]: requests on the wire.
+//!   there. [`transmit`], [`receive`], [`timeout`]: requests on the wire. [`outbox`], [`sender`], [`batch`]: those
+//!   that wait to be sent, and those that are sent at once. [`inbox`]: what came and is not used yet.
 //! * [`sysfs`], [`debugfs`]: what state it is in.
 
 mod attachment;
+mod batch;
 mod connection;
 mod debugfs;
 mod device;
 mod devices;
 mod drain;
 mod geometry;
+mod inbox;
 mod ioctl;
 mod keeper;
 mod link;
 mod module;
 mod netlink;
+mod outbox;
 mod owner;
 mod params;
 mod receive;
 mod replace;
+mod sender;
 mod setup;
 mod sysfs;
 mod teardown;

@@ -6,18 +6,18 @@ use super::{
     attachment::{answer, Attachment, AttachmentRef},
     connection::ConnectionRef,
     device::Device,
+    inbox::Inbox,
     link::{Death, Link},
 };
 use crate::{
     abstractions::{
         block::mq::{Disk, Op, Outcome, Request, Status},
-        iov::Kvec,
         kthread::{Body, Thread},
         trace,
     },
     protocol::{
         flags::TransmissionFlags,
-        wire::{Reply, ServerError, REPLY_SIZE},
+        wire::{Reply, ServerError},
     },
 };
 use kernel::{
@@ -31,6 +31,7 @@ pub(super) struct Receiver {
     attachment: AttachmentRef,
     connection: ConnectionRef,
     link: Arc<Link>,
+    inbox: Inbox,
 }
 
 impl Receiver {
@@ -41,6 +42,7 @@ impl Receiver {
         connection: &ConnectionRef,
         link: Arc<Link>,
     ) -> Result<Thread<Self>> {
+        let inbox = Inbox::new()?;
         Attachment::tell_keeper(attachment, |end| {
             end.receivers = end.receivers.saturating_add(1);
         });
@@ -49,21 +51,15 @@ impl Receiver {
             attachment: attachment.clone(),
             connection: connection.clone(),
             link,
+            inbox,
         };
         let (device, index) = (disk.data().index, connection.index);
         Thread::spawn(fmt!("nbd{device}-recv{index}"), receiver)
     }
 
     /// Reads one reply, and what follows it.
-    fn serve_reply(&self) -> Result<(), Death> {
-        let mut bytes = [0; REPLY_SIZE];
-        let (came, result) = self.link.socket.receive(&mut Kvec::dest(&mut bytes));
-        self.link.count_received(came);
-        result.map_err(|error| match came {
-            0 if error == EPIPE => Death::ServerClosed,
-            0 => Death::ReceiveFailed(error),
-            _ => Death::CutOff(error),
-        })?;
+    fn serve_reply(&mut self) -> Result<(), Death> {
+        let bytes = self.inbox.header(&self.link)?;
         let reply = Reply::decode(&bytes).map_err(Death::WrongMagic)?;
         let unknown = Death::UnknownCookie(reply.cookie.to_wire());
         let request = self
@@ -75,6 +71,8 @@ impl Receiver {
             .word
             .reply(reply.cookie, self.link.route)
             .map_err(|_| unknown)?;
+        // First: its submitter may come with the next one at once.
+        self.link.count_answered();
         trace::header_received(&request, reply.cookie.to_wire());
         match self.read_result(&request, reply) {
             Ok(status) => {
@@ -83,6 +81,7 @@ impl Receiver {
                     claim.withhold();
                 } else {
                     answer(&request, claim, Outcome::End(status));
+                    self.inbox.put(request);
                 }
                 Ok(())
             }
@@ -97,7 +96,7 @@ impl Receiver {
     }
 
     /// Reads what follows a reply into its request.
-    fn read_result(&self, request: &Request<Device>, reply: Reply) -> Result<Status> {
+    fn read_result(&mut self, request: &Request<Device>, reply: Reply) -> Result<Status> {
         if let Err(error) = reply.result {
             if error == ServerError::NotSupported {
                 self.turn_off(request.op());
@@ -106,11 +105,7 @@ impl Receiver {
             return Ok(status_of(error));
         }
         if request.op() == Op::Read {
-            for mut piece in request.dest() {
-                let (came, result) = self.link.socket.receive(&mut piece);
-                self.link.count_received(came);
-                result?;
-            }
+            self.inbox.data(&self.link, request)?;
         }
         Ok(Status::Ok)
     }
@@ -154,12 +149,13 @@ impl Receiver {
 }
 
 impl Body for Receiver {
-    fn run(self) {
+    fn run(mut self) {
         let death = loop {
             if let Err(death) = self.serve_reply() {
                 break death;
             }
         };
+        self.inbox.end_answered();
         self.attachment.kill(&self.connection, &self.link, death);
     }
 }
@@ -172,6 +168,7 @@ impl Drop for Receiver {
             attachment,
             connection,
             link,
+            inbox: _,
         } = self;
         attachment.kill(connection, link, Death::Retired);
         attachment.release_stranded(disk, link.route);

@@ -11,18 +11,25 @@ use super::{
 use crate::{
     abstractions::{
         block::mq::{Disk, Op, Outcome, Request, Status},
-        deferred::Deferred,
         iov::Kvec,
         net::socket::{More, Wait},
         trace,
     },
     protocol::{
+        cookie::Cookie,
         flags::TransmissionFlags,
         request::Sending,
         wire::{self, Command, CommandFlags, REQUEST_SIZE},
     },
 };
-use kernel::{prelude::*, sync::aref::ARef};
+use kernel::{
+    prelude::*,
+    sync::aref::ARef,
+    time::{Delta, Instant, Monotonic},
+};
+
+/// A request that has waited longer than this for its turn gets its full time from then on.
+const PATIENCE: Delta = Delta::from_millis(100);
 
 /// How a send went.
 enum Sent {
@@ -46,18 +53,43 @@ fn command(request: &Request<Device>) -> Option<Command> {
     }
 }
 
-/// Sends a request that came from the block layer, or ends it. Sleeps.
+/// The header of a request, as it goes on the wire.
+pub(super) fn header(request: &Request<Device>, cookie: Cookie) -> [u8; REQUEST_SIZE] {
+    // What the protocol has no command for was refused.
+    let command = command(request).unwrap_or(Command::Flush);
+    let has_range = command != Command::Flush;
+    wire::Request {
+        command,
+        flags: CommandFlags {
+            fua: request.is_fua(),
+            no_hole: request.is_no_unmap() && command == Command::WriteZeroes,
+        },
+        cookie,
+        offset: if has_range { request.sector() << 9 } else { 0 },
+        length: if has_range { request.bytes() } else { 0 },
+    }
+    .encode()
+}
+
+/// Sends a request that came from the block layer, or sees to it that it is sent, or ends it. With
+/// `last`, no other follows at once. Sleeps.
 pub(super) fn submit(
     disk: &Disk<Device>,
     attachment: Option<&AttachmentRef>,
     request: &Request<Device>,
     queue: u32,
+    last: bool,
 ) {
-    if let Err(outcome) = try_submit(disk, attachment, request, queue) {
-        // The request was never put on a connection: nobody else could have finished it.
-        let finished = request.finish(outcome);
-        debug_assert!(finished.is_ok());
+    if let Err(outcome) = try_submit(disk, attachment, request, queue, last) {
+        give_back(request, outcome);
     }
+}
+
+/// Ends a request that is on no connection, or has it come again.
+fn give_back(request: &Request<Device>, outcome: Outcome) {
+    // Nobody else could have finished it.
+    let finished = request.finish(outcome);
+    debug_assert!(finished.is_ok());
 }
 
 fn try_submit(
@@ -65,6 +97,7 @@ fn try_submit(
     attachment: Option<&AttachmentRef>,
     request: &Request<Device>,
     queue: u32,
+    last: bool,
 ) -> Result<(), Outcome> {
     const FAILED: Outcome = Outcome::End(Status::IoError);
 
@@ -81,49 +114,160 @@ fn try_submit(
         }
         return Err(FAILED);
     }
-    let mut waited = false;
-    loop {
+    let connection = loop {
         let connection = attachment.choose(queue).ok_or_else(|| attachment.fate())?;
-        // Dropped after the lock: with its last reference a request goes to the block layer.
-        let mut earlier = None;
-        let mut tx = connection.tx.try_lock().unwrap_or_else(|| {
-            waited = true;
-            connection.tx.lock()
-        });
-        // Under the lock: after a disconnect message nothing may be sent.
-        if tx.link.is_dead() || attachment.is_draining() {
-            continue;
+        if connection.outbox.put(request).is_ok() {
+            break connection;
         }
-        if !finish_earlier(attachment, connection, &mut tx, &mut earlier) {
-            // Only a signal stops this. A worker comes here without one.
-            return Err(Outcome::Requeue);
+        send_waiting(connection, &mut connection.tx.lock());
+    };
+    if last {
+        // With answers under way it can wait for the sender, and others with it. Else nobody is as
+        // fast as we.
+        let free = connection.tx.try_lock();
+        let idle = free.filter(|tx| tx.link.is_quiet() && !connection.outbox.expects_company());
+        if let Some(mut tx) = idle {
+            send_waiting(connection, &mut tx);
+        } else {
+            connection.outbox.commit();
         }
-        if tx.link.is_dead() {
-            continue;
+    }
+    Ok(())
+}
+
+/// Sends what others left to be sent on a connection; for a thread that gets no signals. Sleeps.
+pub(super) fn send_left(connection: &ConnectionRef) {
+    let mut earlier = None;
+    let mut tx = connection.tx.lock();
+    finish_earlier(connection, &mut tx, &mut earlier);
+    loop {
+        let count = send_waiting(connection, &mut tx);
+        if count == 0 {
+            break;
         }
+        connection.outbox.sender_met(count);
+    }
+}
+
+/// Sends what waits on a connection, or gives it back. Returns how many did. Sleeps.
+fn send_waiting(connection: &ConnectionRef, tx: &mut Tx) -> usize {
+    let mut requests = core::mem::take(&mut tx.batch.requests);
+    let since = connection.outbox.take(&mut requests);
+    let all = requests.len();
+    let mut rest = requests.as_slice();
+    while !rest.is_empty() {
+        let count = match send_some(connection, tx, rest, since) {
+            Ok(count) => count,
+            Err(outcome) => {
+                rest.iter().for_each(|request| give_back(request, outcome));
+                break;
+            }
+        };
+        rest = rest.get(count..).unwrap_or_default();
+    }
+    requests.clear();
+    tx.batch.requests = requests;
+    all
+}
+
+/// Sends the first of `requests`, as many as go together. Returns how many. If it cannot, tells
+/// what is to become of all.
+fn send_some(
+    connection: &ConnectionRef,
+    tx: &mut Tx,
+    requests: &[ARef<Request<Device>>],
+    since: Instant<Monotonic>,
+) -> Result<usize, Outcome> {
+    let attachment = requests.first().and_then(|request| request.attachment());
+    let attachment = attachment.ok_or(Outcome::End(Status::IoError))?;
+    let mut earlier = None;
+    // Under the lock: after a disconnect message nothing may be sent.
+    if tx.link.is_dead() || attachment.is_draining() {
+        return Err(attachment.fate());
+    }
+    if !finish_earlier(connection, tx, &mut earlier) {
+        // Only a signal stops this. The connection's sender comes here without one.
+        return Err(Outcome::Requeue);
+    }
+    if tx.link.is_dead() {
+        return Err(attachment.fate());
+    }
+    let waited = since.elapsed() > PATIENCE;
+    let Tx {
+        link,
+        sequence,
+        batch,
+        ..
+    } = &mut *tx;
+    let count = batch.begin(link, sequence, requests);
+    let (together, others) = requests.split_at_checked(count).unwrap_or_default();
+    if waited {
+        // However long that was, this connection is not to blame.
+        together.iter().for_each(|request| request.restart_clock());
+    }
+    if !together.is_empty() {
+        link.count_asked(count);
+        let more = if others.is_empty() {
+            More::Ends
+        } else {
+            More::Follows
+        };
+        let (sent, result) = batch.send(link, together, more);
+        settle_all(attachment, connection, together, sent, result, tx);
+        return Ok(count);
+    }
+    if let Some(first) = requests.first() {
         if waited {
-            // However long that was, this connection is not to blame.
-            request.restart_clock();
+            first.restart_clock();
         }
-        let Tx { link, sequence, .. } = &mut *tx;
-        let sending = request.data().word.begin(link.route, sequence);
-        let sent = send(disk, link, request, &sending, 0);
-        settle(attachment, connection, request, sending, sent, &mut tx);
-        return Ok(());
+        link.count_asked(1);
+        let sending = first.data().word.begin(link.route, sequence);
+        let sent = send(connection.disk(), link, first, &sending, 0);
+        settle(attachment, connection, first, sending, sent, tx);
+    }
+    Ok(1)
+}
+
+/// Draws the consequences of how requests went that were sent at once.
+fn settle_all(
+    attachment: &AttachmentRef,
+    connection: &ConnectionRef,
+    requests: &[ARef<Request<Device>>],
+    sent: usize,
+    result: Result,
+    tx: &mut Tx,
+) {
+    let mut sent = sent;
+    for (place, request) in requests.iter().enumerate() {
+        let Some(outgoing) = tx.batch.outgoing().get(place).copied() else {
+            break;
+        };
+        let how = match result {
+            _ if sent >= outgoing.bytes => Sent::Whole,
+            Ok(()) => Sent::Whole,
+            Err(error) => Sent::stopped(sent, error),
+        };
+        sent = sent.saturating_sub(outgoing.bytes);
+        let answered_early = matches!(how, Sent::Interrupted(part) if part > 0);
+        if let Some(sending) = request.data().word.resume(outgoing.mark) {
+            settle(attachment, connection, request, sending, how, tx);
+        } else if let Sent::Failed(error) = how {
+            attachment.kill(connection, &tx.link, death(error));
+        } else if answered_early {
+            attachment.kill(connection, &tx.link, Death::AnsweredEarly);
+        }
     }
 }
 
 /// Sends the rest of a request that an earlier sender had to leave. False if that is not done.
-fn finish_earlier(
-    attachment: &AttachmentRef,
-    connection: &ConnectionRef,
-    tx: &mut Tx,
-    earlier: &mut Option<Partial>,
-) -> bool {
+fn finish_earlier(connection: &ConnectionRef, tx: &mut Tx, earlier: &mut Option<Partial>) -> bool {
     let Some(partial) = tx.partial.take() else {
         return true;
     };
     let request = partial.request.clone();
+    let Some(attachment) = request.attachment() else {
+        return true;
+    };
     if let Some(sending) = request.data().word.resume(partial.mark) {
         let sent = send(
             connection.disk(),
@@ -141,16 +285,6 @@ fn finish_earlier(
     tx.partial.is_none()
 }
 
-/// Finishes a send that a signal stopped. For a worker, who gets no signals. Sleeps.
-pub(super) fn finish_partial(connection: &ConnectionRef) {
-    let mut earlier = None;
-    let mut tx = connection.tx.lock();
-    if let Some(partial) = &tx.partial {
-        let attachment = partial.attachment.clone();
-        finish_earlier(&attachment, connection, &mut tx, &mut earlier);
-    }
-}
-
 /// Puts the bytes of a request on a link's socket, from the `skip`th on.
 fn send(
     disk: &Disk<Device>,
@@ -159,32 +293,15 @@ fn send(
     sending: &Sending<'_, RequestWord>,
     skip: usize,
 ) -> Sent {
-    let Some(command) = command(request) else {
-        return Sent::Failed(EOPNOTSUPP);
-    };
-    let has_range = command != Command::Flush;
     let cookie = sending.cookie(request.unique_tag());
-    let mut header = wire::Request {
-        command,
-        flags: CommandFlags {
-            fua: request.is_fua(),
-            no_hole: request.is_no_unmap() && command == Command::WriteZeroes,
-        },
-        cookie,
-        offset: if has_range { request.sector() << 9 } else { 0 },
-        length: if has_range { request.bytes() } else { 0 },
-    }
-    .encode();
-
+    let mut header = header(request, cookie);
+    let is_write = request.op() == Op::Write;
     if skip == 0 {
         trace::send_request(&mut header, disk.data().index, request);
     }
     let mut done = skip;
     if let Some(rest) = header.get(skip..).filter(|rest| !rest.is_empty()) {
-        let more = match command {
-            Command::Write => More::Follows,
-            _ => More::Ends,
-        };
+        let more = if is_write { More::Follows } else { More::Ends };
         let (sent, result) = link
             .socket
             .send(&mut Kvec::source(rest), more, Wait::Allowed);
@@ -195,7 +312,7 @@ fn send(
         }
     }
     trace::header_sent(request, cookie.to_wire());
-    if command == Command::Write {
+    if is_write {
         let mut pieces = request.source(done.saturating_sub(REQUEST_SIZE));
         while let Some(mut piece) = pieces.next() {
             let more = if pieces.is_done() {
@@ -252,24 +369,27 @@ fn settle(
         }
         Sent::Interrupted(sent) => {
             tx.partial = Some(Partial {
-                attachment: attachment.clone(),
                 request: ARef::from(request),
                 mark: sending.interrupt(),
                 sent,
             });
-            Deferred::schedule(connection);
+            connection.outbox.call_sender();
         }
         Sent::Failed(error) => {
-            // The bound on a send is the request's time-out.
-            let death = if error == EAGAIN {
-                Death::TimedOut
-            } else {
-                Death::SendFailed(error)
-            };
-            attachment.kill(connection, &tx.link, death);
+            attachment.kill(connection, &tx.link, death(error));
             if let Some(claim) = sending.abandon() {
                 answer(request, claim, attachment.fate());
             }
         }
+    }
+}
+
+/// What a link dies of when sending fails.
+fn death(error: Error) -> Death {
+    // The bound on a send is the request's time-out.
+    if error == EAGAIN {
+        Death::TimedOut
+    } else {
+        Death::SendFailed(error)
     }
 }

@@ -3,7 +3,10 @@
 //! Deferred work (`abstractions/deferred.rs`).
 
 use super::fixture::{Census, Counted, Event};
-use crate::abstractions::deferred::{Deferred, Later};
+use crate::abstractions::{
+    deferred::{Deferred, Later},
+    workqueue::Workqueue,
+};
 use core::convert::Infallible;
 use kernel::{
     prelude::*,
@@ -48,39 +51,39 @@ mod tests {
 
     #[test]
     fn scheduled_once_called_once() -> Result {
-        let census = Census::new()?;
+        let (census, queue) = (Census::new()?, Workqueue::new(c"rnbd-kunit")?);
         let worker = worker(&census)?;
         worker.leave.happen();
-        worker.flush();
+        queue.flush();
         assert_eq!(worker.calls.load(Relaxed), 0);
-        Deferred::schedule(&worker);
-        worker.flush();
+        Deferred::schedule_on(&worker, &queue);
+        queue.flush();
         assert_eq!(worker.calls.load(Relaxed), 1);
         Ok(())
     }
 
     #[test]
     fn scheduled_while_it_runs_called_once_more() -> Result {
-        let census = Census::new()?;
+        let (census, queue) = (Census::new()?, Workqueue::new(c"rnbd-kunit")?);
         let worker = worker(&census)?;
-        Deferred::schedule(&worker);
+        Deferred::schedule_on(&worker, &queue);
         worker.entered.wait();
         // The first of these queues it again; the others find it queued.
         for _ in 0..10 {
-            Deferred::schedule(&worker);
+            Deferred::schedule_on(&worker, &queue);
         }
         worker.leave.happen();
-        worker.flush();
+        queue.flush();
         assert_eq!(worker.calls.load(Relaxed), 2);
         Ok(())
     }
 
     #[test]
     fn the_worker_keeps_the_object_and_lets_go() -> Result {
-        let census = Census::new()?;
+        let (census, queue) = (Census::new()?, Workqueue::new(c"rnbd-kunit")?);
         let worker = worker(&census)?;
         let (entered, leave) = (worker.entered.clone(), worker.leave.clone());
-        Deferred::schedule(&worker);
+        Deferred::schedule_on(&worker, &queue);
         entered.wait();
         drop(worker);
         assert_eq!(census.alive(), 1);

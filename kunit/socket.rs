@@ -7,6 +7,7 @@ use super::{
     socket_pair::{datagrams, pair, settle, sockets, tcp},
 };
 use crate::abstractions::{
+    bvec::{Buffer, BvecRoom},
     iov::Kvec,
     net::{
         address::Family,
@@ -32,7 +33,17 @@ fn send(socket: &Socket, bytes: &[u8]) -> Result {
 
 /// Fills `room`.
 fn receive(socket: &Socket, room: &mut [u8]) -> (usize, Result) {
-    socket.receive(&mut Kvec::dest(room))
+    let (mut buffer, mut one) = match (Buffer::new(room.len()), BvecRoom::new(1)) {
+        (Ok(buffer), Ok(one)) => (buffer, one),
+        _ => return (0, Err(ENOMEM)),
+    };
+    let mut list = one.list();
+    if list.push_room(&mut buffer, 0..room.len()).is_err() {
+        return (0, Err(ENOBUFS));
+    }
+    let result = socket.receive(&mut list);
+    room.copy_from_slice(buffer.bytes());
+    result
 }
 
 /// Whether the other end has closed, or shut down, and nothing is left to be read.

@@ -133,7 +133,7 @@ impl Socket {
         if wait == Wait::Never {
             flags |= MSG_DONTWAIT;
         }
-        self.transfer(data.as_raw(), flags, |sock, msg| {
+        self.transfer(data.as_raw(), flags, usize::MAX, |sock, msg| {
             // SAFETY: Both are valid for the call.
             unsafe { bindings::sock_sendmsg(sock, msg) }
         })
@@ -144,7 +144,33 @@ impl Socket {
     /// Returns how many bytes came, and what stopped the rest: `EPIPE` if the peer has closed.
     pub(crate) fn receive(&self, data: &mut impl IoVec<Dest>) -> (usize, Result) {
         let flags = bindings::MSG_NOSIGNAL | bindings::MSG_WAITALL;
-        self.transfer(data.as_raw(), flags, |sock, msg| {
+        self.receive_with(data, flags, usize::MAX)
+    }
+
+    /// Receives into `data` what is there, but waits until at least `enough` bytes, or all, came,
+    /// unless something fails. Sleeps, if it may wait.
+    ///
+    /// Returns as [`Self::receive`] does, and `EAGAIN` for what it would have to wait for.
+    pub(crate) fn receive_at_least(
+        &self,
+        data: &mut impl IoVec<Dest>,
+        enough: usize,
+        wait: Wait,
+    ) -> (usize, Result) {
+        let flags = match wait {
+            Wait::Allowed => bindings::MSG_NOSIGNAL,
+            Wait::Never => bindings::MSG_NOSIGNAL | MSG_DONTWAIT,
+        };
+        self.receive_with(data, flags, enough)
+    }
+
+    fn receive_with(
+        &self,
+        data: &mut impl IoVec<Dest>,
+        flags: u32,
+        enough: usize,
+    ) -> (usize, Result) {
+        self.transfer(data.as_raw(), flags, enough, |sock, msg| {
             // SAFETY: Both are valid for the call.
             unsafe { bindings::sock_recvmsg(sock, msg, flags as i32) }
         })
@@ -154,6 +180,7 @@ impl Socket {
         &self,
         iter: *mut bindings::iov_iter,
         flags: u32,
+        enough: usize,
         call: impl Fn(*mut bindings::socket, *mut bindings::msghdr) -> i32,
     ) -> (usize, Result) {
         // SAFETY: All-zero is a valid message header.
@@ -187,10 +214,16 @@ impl Socket {
                 Ok(0) => return (done, Err(EPIPE)),
                 Ok(bytes) => done = done.saturating_add(bytes),
             }
-            if iov::count(&msg.msg_iter) == 0 {
+            if done >= enough || iov::count(&msg.msg_iter) == 0 {
                 return (done, Ok(()));
             }
         }
+    }
+
+    /// Whether there is something to receive, as far as can be told without a lock.
+    pub(crate) fn has_data(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_sk_has_data(self.sk()) }
     }
 
     /// Shuts both directions down: all who wait in the socket wake, and the peer sees the end. May

@@ -325,7 +325,7 @@ impl<T: Operations> Disk<T> {
     ///
     /// Any context. The tag need not be trusted.
     pub(crate) fn request_by_tag(&self, unique_tag: u32) -> Option<ARef<Request<T>>> {
-        let _tags_stay = self.hold_tags()?;
+        let _tags_stay = self.keep_from_freezing()?;
         let hw_queue = (unique_tag >> bindings::BLK_MQ_UNIQUE_TAG_BITS) as usize;
         let tag = unique_tag & bindings::BLK_MQ_UNIQUE_TAG_MASK;
         let set = self.tag_set();
@@ -348,9 +348,9 @@ impl<T: Operations> Disk<T> {
         unsafe { Request::try_get(rq) }
     }
 
-    /// Keeps the tags, and the requests behind them, from being freed. None, if the queue is
-    /// frozen: then no request is in flight.
-    fn hold_tags(&self) -> Option<impl Drop + '_> {
+    /// Keeps the queue from freezing, and so the tags and the requests behind them from being freed.
+    /// None, if the queue is frozen: then no request is in flight.
+    pub(super) fn keep_from_freezing(&self) -> Option<impl Drop + '_> {
         let counter = |queue: *mut bindings::request_queue| {
             // SAFETY: The counter is part of the queue, which the disk keeps.
             unsafe { &raw mut (*queue).q_usage_counter }
@@ -384,7 +384,7 @@ impl<T: Operations> Disk<T> {
             }
             true
         }
-        let Some(_tags_stay) = self.hold_tags() else {
+        let Some(_tags_stay) = self.keep_from_freezing() else {
             return;
         };
         // SAFETY: The set is initialised; `trampoline` fits the closure that goes with it.

@@ -61,6 +61,12 @@ pub(crate) trait Operations: Sized + 'static {
         last: bool,
     );
 
+    /// No other request follows at once those that came over the hardware queue numbered `queue`,
+    /// though none of them was said to be the last.
+    fn commit_rqs(_disk: &Disk<Self>, _attachment: Option<&Self::Attachment>, _queue: u32) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
     /// A request was not finished within the disk's time-out.
     fn timeout(
         disk: &Disk<Self>,
@@ -92,6 +98,11 @@ impl<T: Operations> Tables<T> {
     /// `blk_mq_ops` for `T`.
     pub(super) const MQ_OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq),
+        commit_rqs: if T::HAS_COMMIT_RQS {
+            Some(Self::commit_rqs)
+        } else {
+            None
+        },
         timeout: Some(Self::timeout),
         complete: Some(Self::complete),
         init_request: Some(Self::init_request),
@@ -129,7 +140,7 @@ impl<T: Operations> Tables<T> {
     /// # Safety
     ///
     /// `queue` belongs to a disk made by [`super::DiskBuilder`] for `T`, valid for `'a`.
-    unsafe fn private<'a>(queue: *mut bindings::request_queue) -> &'a Private<T> {
+    pub(super) unsafe fn private<'a>(queue: *mut bindings::request_queue) -> &'a Private<T> {
         // SAFETY: By the safety requirement `queuedata` is what the builder put there.
         unsafe { &*(*queue).queuedata.cast::<Private<T>>() }
     }
@@ -153,6 +164,21 @@ impl<T: Operations> Tables<T> {
         // Only now: with this reference the queue may freeze, and `attachment` go.
         drop(request);
         bindings::BLK_STS_OK as bindings::blk_status_t
+    }
+
+    /// # Safety
+    ///
+    /// Only for blk-mq to call, through [`Self::MQ_OPS`].
+    unsafe extern "C" fn commit_rqs(hctx: *mut bindings::blk_mq_hw_ctx) {
+        // SAFETY: blk-mq passes a valid context of a queue of `T`, which outlives the call.
+        let (queue, number) = unsafe { ((*hctx).queue, (*hctx).queue_num) };
+        // SAFETY: As above; a queue that dispatches has its disk.
+        let (private, disk) = unsafe { (Self::private(queue), Disk::from_raw((*queue).disk)) };
+        // If the queue is frozen all requests have ended: there is nothing to commit.
+        if let Some(_not_frozen) = disk.keep_from_freezing() {
+            // SAFETY: The queue does not freeze before the end of this function.
+            T::commit_rqs(disk, unsafe { private.attachment.get() }, number);
+        }
     }
 
     /// # Safety

@@ -4,9 +4,15 @@
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
-use super::Operations;
+use super::{
+    gen_disk::Disk,
+    operations::{Operations, Tables},
+};
 use crate::{
-    abstractions::iov::{BvecIter, Dest, Source},
+    abstractions::{
+        bvec::{BvecList, NoRoom, Segments},
+        iov::{BvecIter, Dest, Direction, Source},
+    },
     bindings as extra,
 };
 use core::{marker::PhantomData, ptr::NonNull};
@@ -279,6 +285,21 @@ impl<T: Operations> Request<T> {
         &self.pdu().data
     }
 
+    /// The disk whose request it is.
+    pub(crate) fn disk(&self) -> &Disk<T> {
+        // SAFETY: By the type invariant; the queue of a request that is started has its disk.
+        unsafe { Disk::from_raw((*(*self.0.get()).q).disk) }
+    }
+
+    /// What the disk is attached to: it stays while the request is the driver's.
+    pub(crate) fn attachment(&self) -> Option<&T::Attachment> {
+        // SAFETY: By the type invariant the request belongs to a queue of `T`.
+        let private = unsafe { Tables::<T>::private((*self.0.get()).q) };
+        // SAFETY: By the type invariant the request is not ended: it keeps the queue from freezing
+        // for as long as it is borrowed.
+        unsafe { private.attachment.get() }
+    }
+
     /// What is asked.
     pub(crate) fn op(&self) -> Op {
         match self.cmd_flags() & ((1 << bindings::REQ_OP_BITS) - 1) {
@@ -362,9 +383,52 @@ impl<T: Operations> Request<T> {
         self.pieces(skip)
     }
 
-    /// The request's data to be received, a piece for each of its bios.
-    pub(crate) fn dest(&self) -> Pieces<'_, Dest> {
-        self.pieces(0)
+    /// The request's data to be received, a piece for each of its bios, from `skip` bytes on.
+    pub(crate) fn dest(&self, skip: usize) -> Pieces<'_, Dest> {
+        self.pieces(skip)
+    }
+
+    fn bios(&self) -> impl Iterator<Item = *mut bindings::bio> + '_ {
+        // SAFETY: By the type invariant; the list of bios does not change while the request is the
+        // driver's.
+        let first = NonNull::new(unsafe { (*self.0.get()).bio });
+        // SAFETY: As above.
+        let next = |bio: &NonNull<bindings::bio>| NonNull::new(unsafe { (*bio.as_ptr()).bi_next });
+        core::iter::successors(first, next).map(NonNull::as_ptr)
+    }
+
+    /// How many elements [`Request::push_source`] adds to a list.
+    pub(crate) fn segments(&self) -> usize {
+        // SAFETY: By the type invariant the bios stay as they are meanwhile.
+        let count = |bio| unsafe { Segments::of(bio) }.count();
+        self.bios().map(count).sum()
+    }
+
+    /// Adds the request's data to a list, to be sent. If it does not fit, a part may be added.
+    pub(crate) fn push_source<'a>(&'a self, list: &mut BvecList<'a, Source>) -> Result<(), NoRoom> {
+        self.push(list, 0)
+    }
+
+    /// Adds the request's data to a list, from `skip` bytes on, to be received. If it does not fit,
+    /// a part may be added.
+    pub(crate) fn push_dest<'a>(
+        &'a self,
+        list: &mut BvecList<'a, Dest>,
+        skip: usize,
+    ) -> Result<(), NoRoom> {
+        self.push(list, skip)
+    }
+
+    fn push<'a, D: Direction>(
+        &'a self,
+        list: &mut BvecList<'a, D>,
+        skip: usize,
+    ) -> Result<(), NoRoom> {
+        self.bios()
+            // SAFETY: By the type invariant the bios and their pages stay while the request is
+            // borrowed; it is of a kind that is sent, or received.
+            .try_fold(skip, |skip, bio| unsafe { list.push_bio(bio, skip) })
+            .map(|_| ())
     }
 
     fn pieces<D>(&self, skip: usize) -> Pieces<'_, D> {
