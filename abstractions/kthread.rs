@@ -8,14 +8,26 @@ use crate::bindings as extra;
 use core::ptr::NonNull;
 use kernel::{bindings, error::from_err_ptr, ffi, fmt, prelude::*, str::CString};
 
+/// When a thread gets the processor of the task that wakes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Eagerness {
+    /// At once, before other tasks (the highest priority that is not a real-time one).
+    Eager,
+    /// When that task sleeps or has had its share (`SCHED_BATCH`): there may be more to do by then.
+    Patient,
+}
+
 /// What a thread does.
-///
-/// It does a part of what other tasks wait for, and does not preempt one that it is woken by
-/// (`SCHED_BATCH`): there may be more for it to do by the time that it gets a processor.
 pub(crate) trait Body: Send + 'static {
+    /// When it is to get a processor.
+    const EAGERNESS: Eagerness;
+
     /// Does it, in process context; the thread ends when this returns.
     fn run(self);
 }
+
+/// `MIN_NICE`, a macro that is there for C alone; part of the ABI.
+const MIN_NICE: isize = -20;
 
 /// A kernel thread. Dropping this waits until the thread has ended: see first that it will.
 ///
@@ -55,8 +67,13 @@ impl<B: Body> Thread<B> {
         // SAFETY: The thread does not run before it is woken, so it is alive; the reference keeps
         // its task for `drop`, and neither pointer is null.
         unsafe {
-            // Without it the thread works as well.
-            extra::rnbd_helper_sched_set_batch(task);
+            match B::EAGERNESS {
+                Eagerness::Eager => bindings::set_user_nice(task, MIN_NICE),
+                // If it fails the thread works as well.
+                Eagerness::Patient => {
+                    extra::rnbd_helper_sched_set_batch(task);
+                }
+            }
             bindings::get_task_struct(task);
             bindings::wake_up_process(task);
             // INVARIANT: The thread was started above.

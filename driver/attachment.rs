@@ -183,11 +183,17 @@ impl Attachment {
     /// Kills a link of a connection, says so in the log unless that was wished for, and keeps
     /// count. May sleep. Its receiver then sees to the requests that are stranded on it.
     pub(super) fn kill(&self, connection: &Connection, link: &Link, death: Death) {
-        let loss = connection.kill(link, death);
+        let loss = connection.kill(link);
+        if loss == Loss::None {
+            return;
+        }
         if loss == Loss::Current && self.count_lost() == 0 && matches!(death, Death::TimedOut) {
             self.timed_out.store(true, Relaxed);
         }
-        if loss == Loss::None || death.is_wished() || self.is_draining() {
+        // Not before that is counted: with the last receiver the generation may end, and it is
+        // asked why.
+        connection.bury(link, death);
+        if death.is_wished() || self.is_draining() {
             return;
         }
         connection.disk().data().note(Trouble::Connection {

@@ -16,7 +16,11 @@ use crate::{
         net::socket::{More, Wait},
         trace,
     },
-    protocol::{cookie::Sequence, request::SendMark, wire::REQUEST_SIZE},
+    protocol::{
+        cookie::{Cookie, Sequence},
+        request::SendMark,
+        wire::REQUEST_SIZE,
+    },
 };
 use kernel::{prelude::*, sync::aref::ARef};
 
@@ -37,6 +41,8 @@ pub(super) struct Batch {
 #[derive(Clone, Copy)]
 pub(super) struct Outgoing {
     pub(super) mark: SendMark,
+    /// What it is called on the wire.
+    pub(super) cookie: Cookie,
     /// Bytes on the wire.
     pub(super) bytes: usize,
 }
@@ -89,6 +95,7 @@ impl Batch {
             };
             let outgoing = Outgoing {
                 mark: sending.interrupt(),
+                cookie,
                 bytes: REQUEST_SIZE.saturating_add(data),
             };
             if self.outgoing.push_within_capacity(outgoing).is_err() {

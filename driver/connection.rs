@@ -165,22 +165,20 @@ impl Connection {
             .cloned()
     }
 
-    /// Kills one of the connection's links. Tells the first killer alone what that means. May
-    /// sleep.
-    pub(super) fn kill(&self, link: &Link, death: Death) -> Loss {
+    /// Kills one of the connection's links. Tells the first killer alone what that means: he has to
+    /// [bury](Self::bury) it. Any context.
+    pub(super) fn kill(&self, link: &Link) -> Loss {
         if !link.die() {
-            return Loss::None;
-        }
-        let loss = if self.lose(link) {
+            Loss::None
+        } else if self.lose(link) {
             Loss::Current
         } else {
             Loss::Left
-        };
-        self.bury(link, death);
-        loss
+        }
     }
 
-    fn bury(&self, link: &Link, death: Death) {
+    /// Says how a dead link died, and shuts its socket down. Its receiver leaves. May sleep.
+    pub(super) fn bury(&self, link: &Link, death: Death) {
         link.bury(death);
         trace::connection_dead(self.disk.data().index, self.index.into(), death.name());
     }
@@ -206,7 +204,10 @@ impl Connection {
 
     /// Kills a connection that no generation has started to use. May sleep.
     pub(super) fn discard(&self) {
-        self.kill(&self.link(), Death::Retired);
+        let link = self.link();
+        if self.kill(&link) != Loss::None {
+            self.bury(&link, Death::Retired);
+        }
     }
 
     /// Puts `link` in the place of the current one, for whoever sends from now on.

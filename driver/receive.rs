@@ -12,7 +12,7 @@ use super::{
 use crate::{
     abstractions::{
         block::mq::{Disk, Op, Outcome, Request, Status},
-        kthread::{Body, Thread},
+        kthread::{Body, Eagerness, Thread},
         trace,
     },
     protocol::{
@@ -149,6 +149,9 @@ impl Receiver {
 }
 
 impl Body for Receiver {
+    // Answers free what they answer.
+    const EAGERNESS: Eagerness = Eagerness::Eager;
+
     fn run(mut self) {
         let death = loop {
             if let Err(death) = self.serve_reply() {

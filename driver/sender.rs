@@ -7,7 +7,7 @@
 //! more, which then goes out at once; the server answers it at once, and so on.
 
 use super::{connection::ConnectionRef, transmit};
-use crate::abstractions::kthread::{Body, Thread};
+use crate::abstractions::kthread::{Body, Eagerness, Thread};
 use kernel::prelude::*;
 
 /// Sends what waits on a connection until it is not needed any more.
@@ -27,6 +27,8 @@ impl Sender {
 }
 
 impl Body for Sender {
+    const EAGERNESS: Eagerness = Eagerness::Patient;
+
     fn run(self) {
         while self.connection.outbox.wait() {
             transmit::send_left(&self.connection);

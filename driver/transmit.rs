@@ -247,6 +247,12 @@ fn settle_all(
             Ok(()) => Sent::Whole,
             Err(error) => Sent::stopped(sent, error),
         };
+        if sent >= REQUEST_SIZE {
+            trace::header_sent(request, outgoing.cookie.to_wire());
+        }
+        if matches!(how, Sent::Whole) {
+            trace::payload_sent(request, outgoing.cookie.to_wire());
+        }
         sent = sent.saturating_sub(outgoing.bytes);
         let answered_early = matches!(how, Sent::Interrupted(part) if part > 0);
         if let Some(sending) = request.data().word.resume(outgoing.mark) {

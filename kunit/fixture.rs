@@ -3,7 +3,7 @@
 //! What several suites use: things that are counted while they live, flags, other processes.
 
 use crate::abstractions::{
-    kthread::{Body, Thread},
+    kthread::{Body, Eagerness, Thread},
     pid::ProcessRef,
 };
 use kernel::{
@@ -107,6 +107,8 @@ struct Life {
 }
 
 impl Body for Life {
+    const EAGERNESS: Eagerness = Eagerness::Patient;
+
     fn run(self) {
         for _ in 0..Process::REFS {
             let process = ProcessRef::current();
@@ -151,6 +153,8 @@ impl Process {
 pub(super) struct Run<F>(pub(super) F);
 
 impl<F: FnOnce() + Send + 'static> Body for Run<F> {
+    const EAGERNESS: Eagerness = Eagerness::Eager;
+
     fn run(self) {
         (self.0)()
     }
