@@ -8,6 +8,7 @@
 //! They are apart from what they test, for KUnit's macros write code that is forbidden in `driver/`
 //! and `protocol/`.
 
+mod bvec;
 mod deferred;
 mod disk;
 mod disk_requests;
