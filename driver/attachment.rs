@@ -168,6 +168,13 @@ impl Attachment {
         Some((connection, connection.link_of(route)?))
     }
 
+    /// The connection that requests of a hardware queue are for, alive or dead.
+    pub(super) fn own(&self, queue: u32) -> Option<&ConnectionRef> {
+        let own = usize::try_from(queue).ok()?;
+        self.connections
+            .get(own.checked_rem(self.connections.len())?)
+    }
+
     /// A live connection for requests of a hardware queue: its own, or the next one that lives.
     pub(super) fn choose(&self, queue: u32) -> Option<&ConnectionRef> {
         if self.draining.load(Relaxed) {

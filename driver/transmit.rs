@@ -80,8 +80,15 @@ pub(super) fn submit(
     queue: u32,
     last: bool,
 ) {
-    if let Err(outcome) = try_submit(disk, attachment, request, queue, last) {
+    let tried = try_submit(disk, attachment, request, queue, last);
+    if let Err(outcome) = tried {
         give_back(request, outcome);
+    }
+    if last && tried != Ok(true) {
+        // What came before may wait on the queue's own connection, and nothing follows there.
+        if let Some(own) = attachment.and_then(|attachment| attachment.own(queue)) {
+            own.outbox.commit();
+        }
     }
 }
 
@@ -92,13 +99,14 @@ fn give_back(request: &Request<Device>, outcome: Outcome) {
     debug_assert!(finished.is_ok());
 }
 
+/// Tells whether it went over the hardware queue's own connection.
 fn try_submit(
     disk: &Disk<Device>,
     attachment: Option<&AttachmentRef>,
     request: &Request<Device>,
     queue: u32,
     last: bool,
-) -> Result<(), Outcome> {
+) -> Result<bool, Outcome> {
     const FAILED: Outcome = Outcome::End(Status::IoError);
 
     let attachment = attachment.ok_or(FAILED)?;
@@ -121,7 +129,10 @@ fn try_submit(
         }
         send_waiting(connection, &mut connection.tx.lock());
     };
-    if last {
+    let own = attachment.own(queue);
+    let is_own = own.is_some_and(|own| own.index == connection.index);
+    // Elsewhere it does not wait for others: those may go to their own connection again.
+    if last || !is_own {
         // With answers under way it can wait for the sender, and others with it. Else nobody is as
         // fast as we.
         let free = connection.tx.try_lock();
@@ -132,7 +143,7 @@ fn try_submit(
             connection.outbox.commit();
         }
     }
-    Ok(())
+    Ok(is_own)
 }
 
 /// Sends what others left to be sent on a connection; for a thread that gets no signals. Sleeps.
