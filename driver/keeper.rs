@@ -280,6 +280,10 @@ fn try_bring_up(disk: &Disk<Device>, attachment: &AttachmentRef) -> Result {
         if matches!(attachment.keeper, Keeper::Worker { .. }) {
             presence.backend = Some(AttributeFile::create(disk)?);
         }
+        // First: a thread that there is no room for could not be ended, with its connection alive.
+        let threads = attachment.connections.len();
+        presence.senders.reserve(threads, GFP_KERNEL)?;
+        presence.receivers.reserve(threads, GFP_KERNEL)?;
         for connection in &attachment.connections {
             presence
                 .senders
