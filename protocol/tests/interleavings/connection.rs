@@ -6,7 +6,8 @@
 
 use crate::{
     block::Ref,
-    explore::Flag,
+    explore::{Flag, Number},
+    outbox::Outbox,
     rules::Rules,
     socket::{Event, Socket},
 };
@@ -22,6 +23,8 @@ pub struct Link {
     pub route: Route,
     pub socket: Socket,
     dead: Flag,
+    asked: Number,
+    answered: Number,
 }
 
 impl Link {
@@ -30,7 +33,23 @@ impl Link {
             route: Route { connection, epoch },
             socket: Socket::new(events),
             dead: Flag::new(),
+            asked: Number::new(0),
+            answered: Number::new(0),
         })
+    }
+
+    /// Its one sender at a time calls this.
+    pub fn count_asked(&self, requests: usize) {
+        self.asked.add_alone(requests as u32);
+    }
+
+    /// Its receiver alone calls this.
+    pub fn count_answered(&self) {
+        self.answered.add_alone(1);
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        self.asked.load() == self.answered.load()
     }
 
     pub fn is_dead(&self) -> bool {
@@ -41,7 +60,7 @@ impl Link {
         !self.dead.set_full()
     }
 
-    fn bury(&self) {
+    pub fn bury(&self) {
         self.socket.shutdown();
     }
 }
@@ -52,9 +71,8 @@ pub struct Connection {
     links: Mutex<Links>,
     links_changed: Condvar,
     pub tx: Mutex<Tx>,
+    pub outbox: Outbox,
     rules: Rules,
-    work: Mutex<Work>,
-    work_changed: Condvar,
 }
 
 struct Links {
@@ -90,12 +108,11 @@ pub enum Loss {
     Left,
 }
 
-/// `Deferred`: what a worker shall do for a connection.
-#[derive(Default)]
-struct Work {
-    scheduled: bool,
-    running: bool,
-    stop: bool,
+/// Why a link died.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    Broken,
+    TimedOut,
 }
 
 impl Connection {
@@ -114,9 +131,8 @@ impl Connection {
                 sequence: Sequence::default(),
                 partial: None,
             }),
+            outbox: Outbox::default(),
             rules,
-            work: Mutex::default(),
-            work_changed: Condvar::new(),
         }
     }
 
@@ -141,17 +157,15 @@ impl Connection {
             .cloned()
     }
 
+    /// The first killer has to bury the link.
     pub fn kill(&self, link: &Link) -> Loss {
         if !link.die() {
-            return Loss::None;
-        }
-        let loss = if self.lose(link) {
+            Loss::None
+        } else if self.lose(link) {
             Loss::Current
         } else {
             Loss::Left
-        };
-        link.bury();
-        loss
+        }
     }
 
     pub fn lose(&self, link: &Link) -> bool {
@@ -218,43 +232,5 @@ impl Connection {
             kill();
         }
         self.tx.lock().unwrap()
-    }
-
-    // abstractions/deferred.rs
-
-    pub fn schedule(&self) {
-        self.work.lock().unwrap().scheduled = true;
-        self.work_changed.notify_all();
-    }
-
-    /// `flush_work`.
-    pub fn flush(&self) {
-        let mut work = self.work.lock().unwrap();
-        while work.scheduled || work.running {
-            work = self.work_changed.wait(work).unwrap();
-        }
-    }
-
-    /// A worker that does what is scheduled, until it is stopped.
-    pub fn work(&self, later: impl Fn()) {
-        let mut work = self.work.lock().unwrap();
-        while !work.stop || work.scheduled {
-            if !work.scheduled {
-                work = self.work_changed.wait(work).unwrap();
-                continue;
-            }
-            work.scheduled = false;
-            work.running = true;
-            drop(work);
-            later();
-            work = self.work.lock().unwrap();
-            work.running = false;
-            self.work_changed.notify_all();
-        }
-    }
-
-    pub fn stop_work(&self) {
-        self.work.lock().unwrap().stop = true;
-        self.work_changed.notify_all();
     }
 }

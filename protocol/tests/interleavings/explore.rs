@@ -96,6 +96,11 @@ impl Number {
         self.0.store(value, Ordering::Release);
     }
 
+    /// Adds where nobody else changes it.
+    pub fn add_alone(&self, more: u32) {
+        self.0.store(self.load() + more, Ordering::Relaxed);
+    }
+
     pub fn fetch_sub_full(&self, less: u32) -> u32 {
         full(self.0.fetch_sub(less, Ordering::AcqRel))
     }

@@ -87,11 +87,11 @@ fn a_receiver_that_takes_the_new_links_requests_fails_them() {
 fn interrupted(name: &str, event: Event, rules: Rules) {
     explore(name, Some(1), move || {
         let device = running(&[event], rules);
-        let worker = device.spawn(|device| device.work(0));
+        let worker = device.sender(0);
         let sender = device.spawn(|device| device.submit(0, 0));
         device.replace(&[&[]], All).unwrap();
         sender.join().unwrap();
-        device.stop_work(0);
+        device.stop_sender(0);
         worker.join().unwrap();
         // A server that answers a part may have had the old socket killed before its time.
         if event == Signal {

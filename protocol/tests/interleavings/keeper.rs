@@ -98,11 +98,19 @@ impl Device {
         if self.rules.awaits_all_receivers {
             self.wait_for_receivers();
         }
-        for connection in &self.connections {
-            connection.flush();
-        }
         // `wait_for_dispatch`.
         drop(self.dispatch.write().unwrap());
+        for connection in &self.connections {
+            connection.outbox.close();
+        }
+        for connection in &self.connections {
+            connection.outbox.join_sender();
+        }
+        if self.rules.gives_back_what_is_left {
+            for connection in &self.connections {
+                self.send_left(connection);
+            }
+        }
         self.layer.for_each_request(|request| {
             if let Some(claim) = request.word.claim() {
                 answer(request, claim, Outcome::End(Status::IoError));

@@ -3,7 +3,7 @@
 //! Reconnect and handover, retold for loom. Mirrors `driver/replace.rs`: change them together.
 
 use crate::{
-    connection::{Connection, Link},
+    connection::{Connection, Death, Link},
     keeper::Presence,
     socket::Event,
     transport::{answer, Device},
@@ -91,7 +91,7 @@ impl Device {
         self.links.lock().unwrap().push(link.clone());
         let receiver = self.receiver(index, link.clone());
 
-        let kill = || self.kill_link(connection, &connection.link());
+        let kill = || self.kill_link(connection, &connection.link(), Death::Broken);
         let mut tx = connection.lock_sender(is_stuck, kill);
         let partial = tx.partial.take();
         let displaced = connection.put_link(&mut tx, link.clone());
@@ -104,7 +104,7 @@ impl Device {
         }
         if let Some(leaving) = displaced.leaving {
             if self.rules.forgets_its_own {
-                self.kill_link(connection, &leaving);
+                self.kill_link(connection, &leaving, Death::Broken);
             }
         }
         if let Some(partial) = partial.filter(|_| self.rules.resends_parts) {
@@ -115,7 +115,7 @@ impl Device {
             }
         }
         if self.rules.sees_the_end && self.draining.is_set() {
-            self.kill_link(connection, &link);
+            self.kill_link(connection, &link, Death::Broken);
         }
         Old {
             connection: index,
@@ -134,7 +134,7 @@ impl Device {
         } in old
         {
             let connection = &self.connections[usize::from(connection)];
-            self.kill_link(connection, &link);
+            self.kill_link(connection, &link, Death::Broken);
             receiver.join().unwrap();
             connection.forget(&link);
         }

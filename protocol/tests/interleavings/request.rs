@@ -14,8 +14,8 @@ use crate::{
 
 /// One request on one connection that is killed at any moment; nobody drains. Whoever meets the
 /// death has to see to the request: the sender that looks again after the send, or the receiver.
-fn killed(name: &str, event: Event) {
-    explore(name, Some(3), move || {
+fn killed(name: &str, preemptions: usize, event: Event) {
+    explore(name, Some(preemptions), move || {
         let device = Device::running(1, &[&[event]]);
         let sender = device.spawn(|device| device.submit(0, 0));
         device.kill(0);
@@ -29,8 +29,8 @@ fn killed(name: &str, event: Event) {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn a_request_survives_the_death_of_its_connection_at_any_moment() {
-    killed("killed, no reply", Silence);
-    killed("killed, reply", Answer);
+    killed("killed, no reply", 3, Silence);
+    killed("killed, reply", 2, Answer);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn what_a_dead_connection_owes_goes_over_another() {
         ("requeue after silence", Silence),
         ("requeue after reply", Answer),
     ] {
-        explore(name, Some(2), move || {
+        explore(name, Some(1), move || {
             let device = Device::running(1, &[&[event], &[]]);
             let sender = device.spawn(|device| device.submit(0, 0));
             device.kill(0);
@@ -96,7 +96,7 @@ fn what_a_dead_connection_owes_goes_over_another() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn draining_ends_every_request_at_any_moment() {
-    for (name, event, bound) in [("drain, reply", Answer, 3), ("drain, no reply", Silence, 2)] {
+    for (name, event, bound) in [("drain, reply", Answer, 2), ("drain, no reply", Silence, 2)] {
         explore(name, Some(bound), move || {
             let device = Device::running(1, &[&[event]]);
             let sender = device.spawn(|device| device.submit(0, 0));
@@ -133,11 +133,11 @@ fn draining_ends_what_waits_to_be_sent_again() {
 fn an_interrupted_send_is_finished_by_a_worker_or_fails() {
     explore("interrupted, killed", Some(2), || {
         let device = Device::running(1, &[&[Signal, Silence]]);
-        let worker = device.spawn(|device| device.work(0));
+        let worker = device.sender(0);
         let sender = device.spawn(|device| device.submit(0, 0));
         device.kill(0);
         sender.join().unwrap();
-        device.stop_work(0);
+        device.stop_sender(0);
         worker.join().unwrap();
         device.join_receivers();
         device.assert_all_ended();
@@ -149,7 +149,7 @@ fn an_interrupted_send_is_finished_by_a_worker_or_fails() {
 fn an_interrupted_send_is_finished_by_the_next_sender_or_the_worker() {
     explore("interrupted, next sender", Some(1), || {
         let device = Device::running(2, &[&[Signal]]);
-        let worker = device.spawn(|device| device.work(0));
+        let worker = device.sender(0);
         let next = device.spawn(|device| device.submit(1, 0));
         device.submit(0, 0);
         next.join().unwrap();
@@ -157,7 +157,7 @@ fn an_interrupted_send_is_finished_by_the_next_sender_or_the_worker() {
         assert_eq!(device.layer.wait(0), Status::Ok, "a request failed");
         assert_eq!(device.layer.wait(1), Status::Ok, "a request failed");
         device.kill(0);
-        device.stop_work(0);
+        device.stop_sender(0);
         worker.join().unwrap();
         device.join_receivers();
         device.assert_all_ended();
@@ -167,15 +167,15 @@ fn an_interrupted_send_is_finished_by_the_next_sender_or_the_worker() {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn an_answer_to_a_part_spares_the_next_use_of_the_request() {
-    explore("a part is answered", Some(2), || {
+    explore("a part is answered", Some(1), || {
         let device = Device::running(1, &[&[SignalAndAnswer, Silence]]);
-        let worker = device.spawn(|device| device.work(0));
+        let worker = device.sender(0);
         let sender = device.spawn(|device| {
             device.submit(0, 0);
             device.submit(0, 0);
         });
         sender.join().unwrap();
-        device.stop_work(0);
+        device.stop_sender(0);
         worker.join().unwrap();
         device.kill(0);
         device.join_receivers();
@@ -187,7 +187,7 @@ fn an_answer_to_a_part_spares_the_next_use_of_the_request() {
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
 fn draining_ends_what_no_receiver_awaits() {
     // The attachment is in place before its receivers are, and one of those could not be started.
-    explore("drain, no receiver", None, || {
+    explore("drain, no receiver", Some(3), || {
         let device = Device::new(1, &[&[Silence]]);
         let sender = device.spawn(|device| device.submit(0, 0));
         device.drain();

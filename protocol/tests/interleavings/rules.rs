@@ -31,6 +31,14 @@ pub struct Rules {
     pub ends_once: bool,
     /// A worker does not end a generation that is still being brought up.
     pub ends_after_start: bool,
+    /// Who cannot send at once has the connection's sender do it.
+    pub commits: bool,
+    /// Who comes last has what came before sent too, also if he goes elsewhere or fails.
+    pub commits_what_came_before: bool,
+    /// The drain gives back what still waits to be sent.
+    pub gives_back_what_is_left: bool,
+    /// A link's death is counted before its receiver can leave.
+    pub counts_before_shutdown: bool,
 }
 
 impl Rules {
@@ -49,5 +57,9 @@ impl Rules {
         awaits_all_receivers: true,
         ends_once: true,
         ends_after_start: true,
+        commits: true,
+        commits_what_came_before: true,
+        gives_back_what_is_left: true,
+        counts_before_shutdown: true,
     };
 }

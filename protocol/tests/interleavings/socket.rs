@@ -30,10 +30,23 @@ pub enum Event {
 }
 
 /// How a send went.
+#[derive(Clone, Copy)]
 pub enum Sent {
     Whole,
+    /// A signal came before any of it went.
+    NotBegun,
+    /// A signal came after a part.
     Interrupted,
     Failed,
+}
+
+/// What comes.
+pub enum Received {
+    Reply(Cookie),
+    /// Nothing yet, and it was not to be waited for.
+    Nothing,
+    /// The socket is shut down.
+    End,
 }
 
 struct State {
@@ -95,15 +108,18 @@ impl Socket {
         Sent::Whole
     }
 
-    /// The next reply; none once the socket is shut down.
-    pub fn receive(&self) -> Option<Cookie> {
+    /// The next reply.
+    pub fn receive(&self, waits: bool) -> Received {
         let mut state = self.state.lock().unwrap();
         loop {
             if let Some(reply) = state.replies.pop_front() {
-                return Some(reply);
+                return Received::Reply(reply);
             }
             if state.shut {
-                return None;
+                return Received::End;
+            }
+            if !waits {
+                return Received::Nothing;
             }
             state = self.changed.wait(state).unwrap();
         }

@@ -2,31 +2,35 @@
 
 //! What the driver does with requests, retold for loom.
 //!
-//! Mirrors `driver/attachment.rs`, `transmit.rs`, `receive.rs` and `timeout.rs`: the same
-//! functions, the same order of accesses, without the bytes and the time. Change them together.
+//! Mirrors `driver/attachment.rs`, `receive.rs`, `inbox.rs` and `timeout.rs`: the same functions,
+//! the same order of accesses, without the bytes and the time. Change them together.
 
 use crate::{
     block::{Layer, Outcome, Ref, Status},
-    connection::{Connection, Link, Loss, Partial, Tx},
+    connection::{Connection, Death, Link, Loss},
     explore::{Flag, Number, RequestWord},
     keeper::{End, Presence},
     rules::Rules,
-    socket::{Event, Sent},
+    socket::{Event, Received},
 };
 use loom::{
     sync::{Condvar, Mutex, RwLock},
     thread,
 };
-use rnbd_protocol::request::{Claim, Route, Sending};
+use rnbd_protocol::request::{Claim, Route};
 use std::sync::{Arc, Mutex as StdMutex};
 
 pub struct Device {
     pub layer: Arc<Layer>,
+    /// How many requests end together at most.
+    together: usize,
     pub rules: Rules,
     pub connections: Vec<Connection>,
     /// Requests wait for a connection when none lives.
     waits: bool,
     live: Number,
+    /// The last connection died of a request's time-out.
+    pub timed_out: Flag,
     pub draining: Flag,
     /// A connection has died.
     lost: Mutex<bool>,
@@ -64,9 +68,11 @@ impl Device {
             .collect();
         Arc::new(Self {
             layer: Layer::new(requests),
+            together: requests.min(2) as usize,
             rules,
             waits,
             live: Number::new(sockets.len() as u32),
+            timed_out: Flag::new(),
             draining: Flag::new(),
             lost: Mutex::new(false),
             presence: Mutex::default(),
@@ -88,7 +94,11 @@ impl Device {
 
     // driver/attachment.rs
 
-    fn choose(&self, queue: usize) -> Option<&Connection> {
+    pub fn own(&self, queue: usize) -> &Connection {
+        &self.connections[queue % self.connections.len()]
+    }
+
+    pub fn choose(&self, queue: usize) -> Option<&Connection> {
         if self.draining.is_set() {
             return None;
         }
@@ -99,23 +109,30 @@ impl Device {
     /// Something kills what a connection sends on.
     pub fn kill(&self, connection: usize) {
         let connection = &self.connections[connection];
-        self.kill_link(connection, &connection.link());
+        self.kill_link(connection, &connection.link(), Death::Broken);
     }
 
-    pub fn kill_link(&self, connection: &Connection, link: &Link) {
-        if connection.kill(link) == Loss::Current {
-            self.count_lost();
+    pub fn kill_link(&self, connection: &Connection, link: &Link, death: Death) {
+        let loss = connection.kill(link);
+        if loss == Loss::None {
+            return;
+        }
+        if !self.rules.counts_before_shutdown {
+            link.bury();
+        }
+        if loss == Loss::Current && self.count_lost() == 0 && death == Death::TimedOut {
+            self.timed_out.store_relaxed(true);
+        }
+        if self.rules.counts_before_shutdown {
+            link.bury();
         }
     }
 
-    pub fn count_lost(&self) {
-        if !self.rules.notes_before_counting {
-            self.live.fetch_sub_full(1);
-        }
+    /// Returns how many others there are.
+    pub fn count_lost(&self) -> u32 {
+        let early = (!self.rules.notes_before_counting).then(|| self.live.fetch_sub_full(1));
         *self.lost.lock().unwrap() = true;
-        if self.rules.notes_before_counting {
-            self.live.fetch_sub_full(1);
-        }
+        early.unwrap_or_else(|| self.live.fetch_sub_full(1)) - 1
     }
 
     pub fn count_revived(&self) {
@@ -125,9 +142,9 @@ impl Device {
     pub fn kill_all(&self) {
         self.draining.store_relaxed(true);
         for connection in &self.connections {
-            self.kill_link(connection, &connection.link());
+            self.kill_link(connection, &connection.link(), Death::Broken);
             if let Some(leaving) = connection.leaving() {
-                self.kill_link(connection, &leaving);
+                self.kill_link(connection, &leaving, Death::Broken);
             }
         }
     }
@@ -156,140 +173,6 @@ impl Device {
         });
     }
 
-    // driver/transmit.rs
-
-    /// A submitter's request, and whatever was put back since.
-    pub fn submit(&self, tag: u32, queue: usize) {
-        if let Some(request) = self.layer.submit(tag) {
-            self.queue_rq(request, queue);
-        }
-        self.run_requeued();
-    }
-
-    /// The block layer hands out what was put back.
-    pub fn run_requeued(&self) {
-        self.hand_out(false);
-    }
-
-    /// As well as what is parked, if somebody says so or its time is over.
-    pub fn hand_out(&self, parked: bool) {
-        self.layer
-            .hand_out(parked, |request| self.queue_rq(request, 0));
-    }
-
-    fn queue_rq(&self, request: Ref, queue: usize) {
-        let _dispatch = self.dispatch.read().unwrap();
-        if let Err(outcome) = self.try_submit(&request, queue) {
-            request.finish(outcome);
-        }
-        drop(request);
-    }
-
-    fn try_submit(&self, request: &Ref, queue: usize) -> Result<(), Outcome> {
-        loop {
-            let connection = self.choose(queue).ok_or_else(|| self.fate())?;
-            let mut earlier = None;
-            let mut tx = connection.tx.lock().unwrap();
-            if tx.link.is_dead() || self.draining.is_set() {
-                let link = tx.link.clone();
-                drop(tx);
-                // The driver just tries again. Here whoever kills or replaces it must move first.
-                if !self.draining.is_set() {
-                    connection.await_change(&link);
-                }
-                continue;
-            }
-            if !self.finish_earlier(connection, &mut tx, &mut earlier) {
-                return Err(Outcome::Requeue);
-            }
-            if tx.link.is_dead() {
-                continue;
-            }
-            let Tx { link, sequence, .. } = &mut *tx;
-            let sending = request.word.begin(link.route, sequence);
-            let sent = send(link, request, &sending);
-            self.settle(connection, request, sending, sent, &mut tx);
-            // As in the driver, the lock goes before the last reference to an earlier request.
-            drop(tx);
-            drop(earlier);
-            return Ok(());
-        }
-    }
-
-    fn finish_earlier(
-        &self,
-        connection: &Connection,
-        tx: &mut Tx,
-        earlier: &mut Option<Partial>,
-    ) -> bool {
-        let Some(partial) = tx.partial.take() else {
-            return true;
-        };
-        let request = partial.request.clone();
-        if let Some(sending) = request.word.resume(partial.mark) {
-            let sent = send(&tx.link, &request, &sending);
-            self.settle(connection, &request, sending, sent, tx);
-        } else {
-            self.kill_link(connection, &tx.link);
-        }
-        *earlier = Some(partial);
-        tx.partial.is_none()
-    }
-
-    fn finish_partial(&self, connection: &Connection) {
-        let mut earlier = None;
-        let mut tx = connection.tx.lock().unwrap();
-        self.finish_earlier(connection, &mut tx, &mut earlier);
-        drop(tx);
-        drop(earlier);
-    }
-
-    fn settle(
-        &self,
-        connection: &Connection,
-        request: &Ref,
-        sending: Sending<'_, RequestWord>,
-        sent: Sent,
-        tx: &mut Tx,
-    ) {
-        match sent {
-            Sent::Whole => {
-                sending.sent();
-                if self.rules.looks_again && tx.link.is_dead() {
-                    if let Some(claim) = request.word.claim_from(tx.link.route) {
-                        answer(request, claim, self.fate());
-                    }
-                }
-            }
-            Sent::Interrupted => {
-                tx.partial = Some(Partial {
-                    request: request.clone(),
-                    mark: sending.interrupt(),
-                });
-                connection.schedule();
-            }
-            Sent::Failed => {
-                self.kill_link(connection, &tx.link);
-                if let Some(claim) = sending.abandon() {
-                    answer(request, claim, self.fate());
-                }
-            }
-        }
-    }
-
-    /// The worker of a connection, until it is stopped.
-    pub fn work(&self, connection: usize) {
-        let connection = &self.connections[connection];
-        connection.work(|| {
-            self.finish_partial(connection);
-            self.run_requeued();
-        });
-    }
-
-    pub fn stop_work(&self, connection: usize) {
-        self.connections[connection].stop_work();
-    }
-
     // driver/receive.rs
 
     /// Starts the receiver of a connection's link.
@@ -297,17 +180,24 @@ impl Device {
         self.tell_keeper(|end| end.receivers += 1);
         self.spawn(move |device| {
             let connection = &device.connections[usize::from(connection)];
-            while device.serve_reply(&link) {}
-            device.kill_link(connection, &link);
+            let mut answered = Vec::new();
+            while device.serve_reply(&link, &mut answered) {}
+            answered.clear();
+            device.kill_link(connection, &link, Death::Broken);
             device.release_stranded(link.route);
             device.tell_keeper(|end| end.receivers -= 1);
             device.run_requeued();
         })
     }
 
-    fn serve_reply(&self, link: &Link) -> bool {
-        let Some(cookie) = link.socket.receive() else {
-            return false;
+    fn serve_reply(&self, link: &Link, answered: &mut Vec<Ref>) -> bool {
+        let cookie = loop {
+            match link.socket.receive(answered.is_empty()) {
+                Received::Reply(cookie) => break cookie,
+                // They end before anything is waited for.
+                Received::Nothing => answered.clear(),
+                Received::End => return false,
+            }
         };
         let Some(request) = self.layer.try_get(cookie.tag()) else {
             return false;
@@ -315,12 +205,18 @@ impl Device {
         let Ok(claim) = request.word.reply(cookie, link.route) else {
             return false;
         };
+        link.count_answered();
         assert_eq!(
             request.word.route(),
             Some(link.route),
             "a request was answered over another link than it was sent on"
         );
         answer(&request, claim, Outcome::End(Status::Ok));
+        // Those that are answered end together. What does not fit does not wait.
+        answered.push(request);
+        if answered.len() >= self.together {
+            answered.clear();
+        }
         true
     }
 
@@ -334,7 +230,7 @@ impl Device {
             };
             let connection = &self.connections[usize::from(route.connection)];
             if let Some(link) = connection.link_of(route) {
-                self.kill_link(connection, &link);
+                self.kill_link(connection, &link, Death::TimedOut);
             }
         });
         self.run_requeued();
@@ -346,6 +242,10 @@ impl Device {
     pub fn assert_all_ended(&self) {
         // What is parked is tried again now and then.
         self.hand_out(true);
+        assert!(
+            self.connections.iter().all(|it| it.outbox.is_empty()),
+            "a request was left in an outbox"
+        );
         self.layer.assert_all_ended();
     }
 
@@ -374,10 +274,6 @@ impl Device {
             "a link lives that nobody will shut down"
         );
     }
-}
-
-fn send(link: &Link, request: &Ref, sending: &Sending<'_, RequestWord>) -> Sent {
-    link.socket.send(sending.cookie(request.tag))
 }
 
 pub fn answer(request: &Ref, claim: Claim<'_, RequestWord>, outcome: Outcome) {
