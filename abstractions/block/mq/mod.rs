@@ -23,6 +23,7 @@ mod limits;
 mod operations;
 mod queue;
 mod request;
+mod request_data;
 
 pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttribute};
 pub(crate) use claim::{Claim, Opened};

@@ -8,13 +8,7 @@ use super::{
     gen_disk::Disk,
     operations::{Operations, Tables},
 };
-use crate::{
-    abstractions::{
-        bvec::{BvecList, NoRoom, Segments},
-        iov::{BvecIter, Dest, Direction, Source},
-    },
-    bindings as extra,
-};
+use crate::bindings as extra;
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{
     bindings,
@@ -376,110 +370,6 @@ impl<T: Operations> Request<T> {
     pub(crate) fn unique_tag(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { bindings::blk_mq_unique_tag(self.0.get()) }
-    }
-
-    /// The request's data to be sent, a piece for each of its bios, from `skip` bytes on.
-    pub(crate) fn source(&self, skip: usize) -> Pieces<'_, Source> {
-        self.pieces(skip)
-    }
-
-    /// The request's data to be received, a piece for each of its bios, from `skip` bytes on.
-    pub(crate) fn dest(&self, skip: usize) -> Pieces<'_, Dest> {
-        self.pieces(skip)
-    }
-
-    fn bios(&self) -> impl Iterator<Item = *mut bindings::bio> + '_ {
-        // SAFETY: By the type invariant; the list of bios does not change while the request is the
-        // driver's.
-        let first = NonNull::new(unsafe { (*self.0.get()).bio });
-        // SAFETY: As above.
-        let next = |bio: &NonNull<bindings::bio>| NonNull::new(unsafe { (*bio.as_ptr()).bi_next });
-        core::iter::successors(first, next).map(NonNull::as_ptr)
-    }
-
-    /// How many elements [`Request::push_source`] adds to a list.
-    pub(crate) fn segments(&self) -> usize {
-        // SAFETY: By the type invariant the bios stay as they are meanwhile.
-        let count = |bio| unsafe { Segments::of(bio) }.count();
-        self.bios().map(count).sum()
-    }
-
-    /// Adds the request's data to a list, to be sent. If it does not fit, a part may be added.
-    pub(crate) fn push_source<'a>(&'a self, list: &mut BvecList<'a, Source>) -> Result<(), NoRoom> {
-        self.push(list, 0)
-    }
-
-    /// Adds the request's data to a list, from `skip` bytes on, to be received. If it does not fit,
-    /// a part may be added.
-    pub(crate) fn push_dest<'a>(
-        &'a self,
-        list: &mut BvecList<'a, Dest>,
-        skip: usize,
-    ) -> Result<(), NoRoom> {
-        self.push(list, skip)
-    }
-
-    fn push<'a, D: Direction>(
-        &'a self,
-        list: &mut BvecList<'a, D>,
-        skip: usize,
-    ) -> Result<(), NoRoom> {
-        self.bios()
-            // SAFETY: By the type invariant the bios and their pages stay while the request is
-            // borrowed; it is of a kind that is sent, or received.
-            .try_fold(skip, |skip, bio| unsafe { list.push_bio(bio, skip) })
-            .map(|_| ())
-    }
-
-    fn pieces<D>(&self, skip: usize) -> Pieces<'_, D> {
-        Pieces {
-            // SAFETY: By the type invariant; the list of bios does not change while the request
-            // is the driver's.
-            bio: unsafe { (*self.0.get()).bio },
-            skip,
-            _request: PhantomData,
-        }
-    }
-}
-
-/// The data of a request, piece by piece. See [`Request::source`] and [`Request::dest`].
-///
-/// # Invariants
-///
-/// `bio` is null or a bio of a request that is the driver's for `'a`.
-pub(crate) struct Pieces<'a, D> {
-    bio: *mut bindings::bio,
-    skip: usize,
-    _request: PhantomData<(&'a (), D)>,
-}
-
-impl<'a, D> Pieces<'a, D> {
-    /// Whether [`Iterator::next`] would give nothing more.
-    pub(crate) fn is_done(&self) -> bool {
-        self.bio.is_null()
-    }
-}
-
-impl<'a, D: crate::abstractions::iov::Direction> Iterator for Pieces<'a, D> {
-    type Item = BvecIter<'a, D>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while !self.bio.is_null() {
-            let bio = self.bio;
-            // SAFETY: By the type invariant `bio` is valid.
-            self.bio = unsafe { (*bio).bi_next };
-            // SAFETY: As above; its pages stay allocated for `'a`.
-            let mut piece = unsafe { BvecIter::from_bio(bio) };
-            let len = piece.len();
-            if self.skip >= len {
-                self.skip = self.skip.wrapping_sub(len);
-                continue;
-            }
-            piece.advance(self.skip);
-            self.skip = 0;
-            return Some(piece);
-        }
-        None
     }
 }
 
