@@ -30,6 +30,17 @@ struct request *rnbd_helper_blk_mq_tag_to_rq(struct blk_mq_tags *tags, unsigned 
 	return blk_mq_tag_to_rq(tags, tag);
 }
 
+struct request *rnbd_helper_rq_list_pop(struct rq_list *list)
+{
+	return rq_list_pop(list);
+}
+
+bool rnbd_helper_blk_mq_add_to_batch(struct request *rq, struct io_comp_batch *batch, bool is_error,
+				     void (*complete)(struct io_comp_batch *batch))
+{
+	return blk_mq_add_to_batch(rq, batch, is_error, complete);
+}
+
 bool rnbd_helper_percpu_ref_tryget(struct percpu_ref *ref)
 {
 	return percpu_ref_tryget(ref);

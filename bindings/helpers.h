@@ -19,6 +19,9 @@ sector_t rnbd_helper_blk_rq_pos(const struct request *rq);
 unsigned int rnbd_helper_blk_rq_bytes(const struct request *rq);
 bool rnbd_helper_blk_should_fake_timeout(struct request_queue *q);
 struct request *rnbd_helper_blk_mq_tag_to_rq(struct blk_mq_tags *tags, unsigned int tag);
+struct request *rnbd_helper_rq_list_pop(struct rq_list *list);
+bool rnbd_helper_blk_mq_add_to_batch(struct request *rq, struct io_comp_batch *batch, bool is_error,
+				     void (*complete)(struct io_comp_batch *batch));
 bool rnbd_helper_percpu_ref_tryget(struct percpu_ref *ref);
 void rnbd_helper_percpu_ref_put(struct percpu_ref *ref);
 

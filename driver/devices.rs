@@ -236,6 +236,9 @@ impl Devices {
             minors: self.params.minors(),
             hw_queues,
             queue_depth: QUEUE_DEPTH,
+            // The server puts requests in order. And a scheduler has single requests handed out by
+            // a worker, since the driver may sleep: two task switches more for each.
+            scheduled: false,
             limits,
         }
         .build(

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::Request,
+        block::mq::{drop_together, Request},
         bvec::{Buffer, BvecRoom},
         iov::Dest,
         net::socket::Wait,
@@ -82,7 +82,7 @@ impl Inbox {
     /// Ends the requests that are answered: who waits for them is woken once.
     pub(super) fn end_answered(&mut self) {
         if !self.answered.is_empty() {
-            softirq::put_off(|| self.answered.clear());
+            softirq::put_off(|| drop_together(&mut self.answered));
         }
     }
 

@@ -154,6 +154,7 @@ pub(super) fn build(census: &Census, limits: QueueLimits) -> Result<GenDisk<Driv
         minors: 1,
         hw_queues: 1,
         queue_depth: DEPTH,
+        scheduled: true,
         limits,
     }
     .build(

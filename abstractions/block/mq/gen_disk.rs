@@ -33,7 +33,11 @@ struct TagSet<T: Operations> {
 }
 
 impl<T: Operations> TagSet<T> {
-    fn new(hw_queues: u32, depth: u32) -> impl PinInit<Self, Error> {
+    fn new(hw_queues: u32, depth: u32, scheduled: bool) -> impl PinInit<Self, Error> {
+        let scheduler = match scheduled {
+            true => 0,
+            false => bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
+        };
         try_pin_init!(Self {
             inner <- Opaque::try_ffi_init(move |set: *mut bindings::blk_mq_tag_set| {
                 // SAFETY: `set` is valid for writes, and nobody else looks at it yet.
@@ -45,7 +49,7 @@ impl<T: Operations> TagSet<T> {
                         queue_depth: depth,
                         numa_node: bindings::NUMA_NO_NODE,
                         cmd_size: size_of::<Pdu<T>>() as u32,
-                        flags: bindings::BLK_MQ_F_BLOCKING,
+                        flags: bindings::BLK_MQ_F_BLOCKING | scheduler,
                         ..pin_init::zeroed()
                     })
                 };
@@ -226,6 +230,9 @@ pub(crate) struct DiskBuilder {
     pub(crate) hw_queues: u32,
     /// How many requests each hardware queue takes.
     pub(crate) queue_depth: u32,
+    /// Whether it starts with the block layer's choice of an I/O scheduler, or without one. User
+    /// space can choose another at any time.
+    pub(crate) scheduled: bool,
     /// Limits of its requests.
     pub(crate) limits: QueueLimits,
 }
@@ -241,7 +248,7 @@ impl DiskBuilder {
     ) -> Result<GenDisk<T>> {
         let private = KBox::pin_init(
             try_pin_init!(Private::<T> {
-                tag_set <- TagSet::new(self.hw_queues, self.queue_depth),
+                tag_set <- TagSet::new(self.hw_queues, self.queue_depth, self.scheduled),
                 attachment: AttachmentCell::new(),
                 fops: Tables::<T>::fops(owner),
                 groups: RawGroups::new(attributes)?,

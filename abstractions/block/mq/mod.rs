@@ -18,6 +18,7 @@
 
 mod attribute;
 mod claim;
+mod completion;
 mod gen_disk;
 mod limits;
 mod operations;
@@ -27,6 +28,7 @@ mod request_data;
 
 pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttribute};
 pub(crate) use claim::{Claim, Opened};
+pub(crate) use completion::drop_together;
 pub(crate) use gen_disk::{Disk, DiskBuilder, GenDisk};
 pub(crate) use limits::{max_block_size, QueueLimits};
 pub(crate) use operations::{OpenMode, Operations, Timeout};

@@ -98,6 +98,7 @@ impl<T: Operations> Tables<T> {
     /// `blk_mq_ops` for `T`.
     pub(super) const MQ_OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq),
+        queue_rqs: Some(Self::queue_rqs),
         commit_rqs: if T::HAS_COMMIT_RQS {
             Some(Self::commit_rqs)
         } else {
@@ -147,7 +148,7 @@ impl<T: Operations> Tables<T> {
 
     /// # Safety
     ///
-    /// Only for blk-mq to call, through [`Self::MQ_OPS`].
+    /// Only for blk-mq to call, through [`Self::MQ_OPS`], and for [`Self::queue_rqs`].
     unsafe extern "C" fn queue_rq(
         hctx: *mut bindings::blk_mq_hw_ctx,
         bd: *const bindings::blk_mq_queue_data,
@@ -164,6 +165,27 @@ impl<T: Operations> Tables<T> {
         // Only now: with this reference the queue may freeze, and `attachment` go.
         drop(request);
         bindings::BLK_STS_OK as bindings::blk_status_t
+    }
+
+    /// # Safety
+    ///
+    /// Only for blk-mq to call, through [`Self::MQ_OPS`].
+    unsafe extern "C" fn queue_rqs(list: *mut bindings::rq_list) {
+        loop {
+            // SAFETY: blk-mq passes a valid list.
+            let rq = unsafe { extra::rnbd_helper_rq_list_pop(list) };
+            if rq.is_null() {
+                return;
+            }
+            // SAFETY: The list holds requests of one queue, and each has its context.
+            let hctx = unsafe { (*rq).mq_hctx };
+            // SAFETY: As above; the list's head is the next of its requests, or null.
+            let last = unsafe { (*list).head.as_ref().is_none_or(|next| next.mq_hctx != hctx) };
+            let bd = bindings::blk_mq_queue_data { rq, last };
+            // SAFETY: blk-mq hands over the requests of the list, of a queue that dispatches. No
+            // status but success comes back.
+            unsafe { Self::queue_rq(hctx, &bd) };
+        }
     }
 
     /// # Safety
@@ -202,8 +224,9 @@ impl<T: Operations> Tables<T> {
 
     /// # Safety
     ///
-    /// Only for blk-mq to call, through [`Self::MQ_OPS`].
-    unsafe extern "C" fn complete(rq: *mut bindings::request) {
+    /// For blk-mq to call, through [`Self::MQ_OPS`], or for whoever has dropped the last reference to
+    /// a request that was finished with an `Outcome::End`.
+    pub(super) unsafe extern "C" fn complete(rq: *mut bindings::request) {
         // SAFETY: Requests are completed by dropping their last reference alone, after they were
         // finished; from here on the block layer has them.
         unsafe { bindings::blk_mq_end_request(rq, Request::<T>::finished_status(rq)) };

@@ -366,26 +366,14 @@ impl<T: Operations> Request<T> {
         }
     }
 
-    /// Hardware queue and tag in one number, which [`super::Disk::request_by_tag`] takes.
-    pub(crate) fn unique_tag(&self) -> u32 {
-        // SAFETY: By the type invariant.
-        unsafe { bindings::blk_mq_unique_tag(self.0.get()) }
-    }
-}
-
-// SAFETY: A `Request` has no `&mut self` methods, and what `&self` methods change is atomic.
-unsafe impl<T: Operations> Send for Request<T> {}
-
-// SAFETY: As above.
-unsafe impl<T: Operations> Sync for Request<T> {}
-
-// SAFETY: While the count is not zero the request is the driver's: it is neither ended nor reused.
-unsafe impl<T: Operations> AlwaysRefCounted for Request<T> {
-    fn inc_ref(&self) {
-        self.pdu().state.add(ONE_REF, Relaxed);
-    }
-
-    unsafe fn dec_ref(obj: NonNull<Self>) {
+    /// Drops a reference. With the last one the request goes back to the block layer, by `end` if it
+    /// was finished with an [`Outcome::End`].
+    ///
+    /// # Safety
+    ///
+    /// The caller owns a reference, which it does not use again. `end` may rely on it that the
+    /// request is started, that nobody refers to it, and that it was not ended.
+    pub(super) unsafe fn put(obj: NonNull<Self>, end: impl FnOnce(*mut bindings::request)) {
         let rq = obj.as_ptr().cast::<bindings::request>();
         // SAFETY: By the safety requirement the caller owns a reference.
         let state = &unsafe { Self::pdu_of(rq) }.state;
@@ -412,10 +400,31 @@ unsafe impl<T: Operations> AlwaysRefCounted for Request<T> {
                     bindings::blk_mq_delay_kick_requeue_list(queue, PARK_MS);
                 }
             }
-            _ => {
-                // SAFETY: As above. `complete` reads the outcome from the private data.
-                unsafe { bindings::blk_mq_complete_request(rq) };
-            }
+            _ => end(rq),
         }
+    }
+
+    /// Hardware queue and tag in one number, which [`super::Disk::request_by_tag`] takes.
+    pub(crate) fn unique_tag(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::blk_mq_unique_tag(self.0.get()) }
+    }
+}
+
+// SAFETY: A `Request` has no `&mut self` methods, and what `&self` methods change is atomic.
+unsafe impl<T: Operations> Send for Request<T> {}
+
+// SAFETY: As above.
+unsafe impl<T: Operations> Sync for Request<T> {}
+
+// SAFETY: While the count is not zero the request is the driver's: it is neither ended nor reused.
+unsafe impl<T: Operations> AlwaysRefCounted for Request<T> {
+    fn inc_ref(&self) {
+        self.pdu().state.add(ONE_REF, Relaxed);
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: By the safety requirement. `complete` reads the outcome from the private data.
+        unsafe { Self::put(obj, |rq| bindings::blk_mq_complete_request(rq)) };
     }
 }
