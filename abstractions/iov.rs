@@ -37,6 +37,9 @@ impl Direction for Dest {
 /// [`IoVec::as_raw`] must return a valid vector, of memory that may be used as `D` says for as
 /// long as `self` is borrowed.
 pub(crate) unsafe trait IoVec<D: Direction> {
+    /// How it is to be sent (`MSG_*`): nothing special.
+    const FLAGS: u32 = 0;
+
     /// The vector, for the C side to copy.
     fn as_raw(&mut self) -> *mut bindings::iov_iter;
 }

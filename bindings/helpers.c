@@ -4,6 +4,7 @@
  */
 
 #include <linux/bottom_half.h>
+#include <linux/highmem.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <uapi/linux/sched/types.h>
@@ -131,6 +132,27 @@ void rnbd_helper_local_bh_disable(void)
 void rnbd_helper_local_bh_enable(void)
 {
 	local_bh_enable();
+}
+
+bool rnbd_helper_page_ref_is_one(const struct page *page)
+{
+	return atomic_read_acquire(&page->_refcount) == 1;
+}
+
+void rnbd_helper_memcpy_to_page(struct page *page, size_t offset, const char *from, size_t len)
+{
+	memcpy_to_page(page, offset, from, len);
+}
+
+void rnbd_helper_memcpy_page(struct page *to, size_t to_offset, struct page *from,
+			     size_t from_offset, size_t len)
+{
+	memcpy_page(to, to_offset, from, from_offset, len);
+}
+
+void rnbd_helper_copy_highpage(struct page *to, struct page *from)
+{
+	copy_highpage(to, from);
 }
 
 void rnbd_helper_bvec_set_virt(struct bio_vec *bv, void *vaddr, unsigned int len)

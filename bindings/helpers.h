@@ -40,6 +40,13 @@ int rnbd_helper_register_blkdev(unsigned int major, const char *name);
 unsigned int rnbd_helper_memalloc_noio_save(void);
 void rnbd_helper_memalloc_noio_restore(unsigned int flags);
 
+/* net/staging */
+bool rnbd_helper_page_ref_is_one(const struct page *page);
+void rnbd_helper_memcpy_to_page(struct page *page, size_t offset, const char *from, size_t len);
+void rnbd_helper_memcpy_page(struct page *to, size_t to_offset, struct page *from,
+			     size_t from_offset, size_t len);
+void rnbd_helper_copy_highpage(struct page *to, struct page *from);
+
 /* bvec */
 void rnbd_helper_bvec_set_virt(struct bio_vec *bv, void *vaddr, unsigned int len);
 

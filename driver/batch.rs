@@ -11,9 +11,11 @@ use super::{
 use crate::{
     abstractions::{
         block::mq::{Op, Request},
-        bvec::{Buffer, BvecList, BvecRoom, NoRoom},
-        iov::Source,
-        net::socket::{More, Wait},
+        bvec::{Buffer, BvecRoom},
+        net::{
+            socket::{More, Wait},
+            staging::Staging,
+        },
         trace,
     },
     protocol::{
@@ -22,10 +24,15 @@ use crate::{
         wire::REQUEST_SIZE,
     },
 };
+use core::ops::Range;
 use kernel::{prelude::*, sync::aref::ARef};
 
 /// How many pieces of memory are sent at once at most.
 const PIECES: usize = 512;
+
+/// How many pages of data may be on their way to the server without being copied by the socket. As
+/// much is not on its way at a time but on long, fast lines.
+const PAGES: usize = 128;
 
 /// What is needed to send requests at once.
 pub(super) struct Batch {
@@ -35,6 +42,7 @@ pub(super) struct Batch {
     outgoing: KVec<Outgoing>,
     headers: Buffer,
     room: BvecRoom,
+    staging: Staging,
 }
 
 /// A request that goes with others.
@@ -63,6 +71,7 @@ impl Batch {
             outgoing: KVec::with_capacity(CAPACITY, GFP_KERNEL)?,
             headers: Buffer::new(CAPACITY.saturating_mul(REQUEST_SIZE))?,
             room: BvecRoom::new(PIECES)?,
+            staging: Staging::new(PAGES)?,
         })
     }
 
@@ -118,30 +127,98 @@ impl Batch {
         requests: &[ARef<Request<Device>>],
         more: More,
     ) -> (usize, Result) {
-        let mut list = self.room.list();
-        if Self::list(&self.headers, requests, &mut list).is_err() {
-            // They were counted: there is room.
-            return (0, Err(ENOBUFS));
-        }
-        let (sent, result) = link.socket.send(&mut list, more, Wait::Allowed);
+        let mut sent = 0;
+        let result = if requests.iter().any(|request| request.op() == Op::Write) {
+            self.send_staged(link, requests, more, &mut sent)
+        } else {
+            let end = requests.len().saturating_mul(REQUEST_SIZE);
+            self.send_plain(link, 0..end, None, more, &mut sent)
+        };
         link.count_sent(sent);
         (sent, result)
     }
 
-    fn list<'a>(
-        headers: &'a Buffer,
-        requests: &'a [ARef<Request<Device>>],
-        list: &mut BvecList<'a, Source>,
-    ) -> Result<(), NoRoom> {
-        let (mut from, mut to) = (0_usize, 0_usize);
-        for request in requests {
-            to = to.saturating_add(REQUEST_SIZE);
-            if request.op() == Op::Write {
-                list.push_bytes(headers, from..to)?;
-                request.push_source(list)?;
-                from = to;
+    /// Sends requests from pages that their headers and data are copied to.
+    fn send_staged(
+        &mut self,
+        link: &Link,
+        requests: &[ARef<Request<Device>>],
+        more: More,
+        sent: &mut usize,
+    ) -> Result {
+        let mut to = 0_usize;
+        for (place, request) in requests.iter().enumerate() {
+            let from = to;
+            to = from.saturating_add(REQUEST_SIZE);
+            let is_last = place.saturating_add(1) == requests.len();
+            let after = if is_last { more } else { More::Follows };
+            let is_write = request.op() == Op::Write;
+            let header = self.headers.bytes().get(from..to).ok_or(ENOBUFS)?;
+            if self.staging.push_bytes(header).is_err() {
+                // What went before has to be read first, or there is no memory.
+                self.flush(link, More::Follows, sent)?;
+                let after = if is_write { More::Follows } else { after };
+                self.send_plain(link, from..to, None, after, sent)?;
+            }
+            if is_write {
+                self.send_data(link, request, after, sent)?;
             }
         }
-        list.push_bytes(headers, from..to)
+        self.flush(link, more, sent)
+    }
+
+    /// Copies a request's data to be sent. Without pages for that sends it, before what comes `after`.
+    fn send_data(
+        &mut self,
+        link: &Link,
+        request: &Request<Device>,
+        after: More,
+        sent: &mut usize,
+    ) -> Result {
+        let bytes = request.bytes() as usize;
+        let mut done = request.stage(&mut self.staging, 0);
+        while done < bytes {
+            self.flush(link, More::Follows, sent)?;
+            let copied = request.stage(&mut self.staging, done);
+            if copied == 0 {
+                return self.send_plain(link, 0..0, Some((request, done)), after, sent);
+            }
+            done = done.saturating_add(copied);
+        }
+        Ok(())
+    }
+
+    /// Sends what was copied.
+    fn flush(&mut self, link: &Link, more: More, sent: &mut usize) -> Result {
+        if self.staging.is_empty() {
+            return Ok(());
+        }
+        let (went, result) = link.socket.send(&mut self.staging, more, Wait::Allowed);
+        self.staging.clear();
+        *sent = sent.saturating_add(went);
+        result
+    }
+
+    /// Has the socket copy headers, and the data of a request from some byte on.
+    fn send_plain(
+        &mut self,
+        link: &Link,
+        headers: Range<usize>,
+        data: Option<(&Request<Device>, usize)>,
+        more: More,
+        sent: &mut usize,
+    ) -> Result {
+        let mut list = self.room.list();
+        let listed = list
+            .push_bytes(&self.headers, headers)
+            .and_then(|()| match data {
+                Some((request, done)) => request.push_source(&mut list, done),
+                None => Ok(()),
+            });
+        // They were counted: there is room.
+        listed.map_err(|_| ENOBUFS)?;
+        let (went, result) = link.socket.send(&mut list, more, Wait::Allowed);
+        *sent = sent.saturating_add(went);
+        result
     }
 }

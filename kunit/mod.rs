@@ -23,5 +23,6 @@ mod setup;
 mod setup_race;
 mod socket;
 mod socket_pair;
+mod staging;
 mod test_disk;
 mod wire;

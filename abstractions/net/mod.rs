@@ -5,3 +5,4 @@
 pub(crate) mod address;
 pub(crate) mod genetlink;
 pub(crate) mod socket;
+pub(crate) mod staging;

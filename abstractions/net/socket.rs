@@ -120,13 +120,13 @@ impl Socket {
     ///
     /// Returns how many bytes went, and what stopped the rest: `EINTR` or `ERESTARTSYS` for a
     /// signal, `EAGAIN` for a bound on waiting, else what the socket says.
-    pub(crate) fn send(
+    pub(crate) fn send<V: IoVec<Source>>(
         &self,
-        data: &mut impl IoVec<Source>,
+        data: &mut V,
         more: More,
         wait: Wait,
     ) -> (usize, Result) {
-        let mut flags = bindings::MSG_NOSIGNAL;
+        let mut flags = bindings::MSG_NOSIGNAL | V::FLAGS;
         if more == More::Follows {
             flags |= bindings::MSG_MORE;
         }

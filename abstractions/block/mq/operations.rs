@@ -180,7 +180,12 @@ impl<T: Operations> Tables<T> {
             // SAFETY: The list holds requests of one queue, and each has its context.
             let hctx = unsafe { (*rq).mq_hctx };
             // SAFETY: As above; the list's head is the next of its requests, or null.
-            let last = unsafe { (*list).head.as_ref().is_none_or(|next| next.mq_hctx != hctx) };
+            let last = unsafe {
+                (*list)
+                    .head
+                    .as_ref()
+                    .is_none_or(|next| next.mq_hctx != hctx)
+            };
             let bd = bindings::blk_mq_queue_data { rq, last };
             // SAFETY: blk-mq hands over the requests of the list, of a queue that dispatches. No
             // status but success comes back.

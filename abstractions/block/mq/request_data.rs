@@ -9,6 +9,7 @@ use super::{Operations, Request};
 use crate::abstractions::{
     bvec::{BvecList, NoRoom, Segments},
     iov::{BvecIter, Dest, Direction, Source},
+    net::staging::Staging,
 };
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::bindings;
@@ -33,16 +34,11 @@ impl<T: Operations> Request<T> {
         core::iter::successors(first, next).map(NonNull::as_ptr)
     }
 
-    /// How many elements [`Request::push_source`] adds to a list.
+    /// How many elements [`Request::push_source`] adds at most to a list.
     pub(crate) fn segments(&self) -> usize {
         // SAFETY: By the type invariant the bios stay as they are meanwhile.
         let count = |bio| unsafe { Segments::of(bio) }.count();
         self.bios().map(count).sum()
-    }
-
-    /// Adds the request's data to a list, to be sent. If it does not fit, a part may be added.
-    pub(crate) fn push_source<'a>(&'a self, list: &mut BvecList<'a, Source>) -> Result<(), NoRoom> {
-        self.push(list, 0)
     }
 
     /// Adds the request's data to a list, from `skip` bytes on, to be received. If it does not fit,
@@ -50,6 +46,44 @@ impl<T: Operations> Request<T> {
     pub(crate) fn push_dest<'a>(
         &'a self,
         list: &mut BvecList<'a, Dest>,
+        skip: usize,
+    ) -> Result<(), NoRoom> {
+        self.push(list, skip)
+    }
+
+    /// Copies the request's data, from `skip` bytes on, as far as there are pages for it. Returns how
+    /// many bytes.
+    pub(crate) fn stage(&self, staging: &mut Staging, mut skip: usize) -> usize {
+        let mut done = 0_usize;
+        // SAFETY: By the type invariant the bios stay as they are meanwhile.
+        for mut segment in self.bios().flat_map(|bio| unsafe { Segments::of(bio) }) {
+            let len = segment.bv_len as usize;
+            if skip >= len {
+                skip = skip.wrapping_sub(len);
+                continue;
+            }
+            // Neither is more than the segment has.
+            segment.bv_offset = segment.bv_offset.wrapping_add(skip as u32);
+            segment.bv_len = segment.bv_len.wrapping_sub(skip as u32);
+            skip = 0;
+            while segment.bv_len != 0 {
+                // SAFETY: By the type invariant its pages stay while the request is the driver's.
+                let Ok(copied) = (unsafe { staging.push_segment(&segment) }) else {
+                    return done;
+                };
+                done = done.saturating_add(copied);
+                segment.bv_offset = segment.bv_offset.wrapping_add(copied as u32);
+                segment.bv_len = segment.bv_len.wrapping_sub(copied as u32);
+            }
+        }
+        done
+    }
+
+    /// Adds the request's data to a list, from `skip` bytes on, to be sent. If it does not fit, a
+    /// part may be added.
+    pub(crate) fn push_source<'a>(
+        &'a self,
+        list: &mut BvecList<'a, Source>,
         skip: usize,
     ) -> Result<(), NoRoom> {
         self.push(list, skip)
