@@ -184,7 +184,7 @@ fn pid(_: &Context) -> Result<()> {
 }
 
 /// An image with two partitions, made by sfdisk; unaligned on purpose.
-fn partitioned(context: &Context, label: &str) -> Result<Server> {
+pub fn partitioned(context: &Context, label: &str) -> Result<Server> {
     if !have("sfdisk") {
         return skip("there is no sfdisk");
     }
