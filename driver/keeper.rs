@@ -145,6 +145,8 @@ pub(super) fn run(disk: &Disk<Device>, opened: Opened) -> Result {
 pub(super) enum NotConnected {
     /// It is refused.
     Refused(Refusal),
+    /// A signal came while the last generation was draining.
+    Interrupted,
     /// It failed.
     Failed(Error),
 }
@@ -157,7 +159,7 @@ pub(super) fn connect(
 ) -> Result<(), NotConnected> {
     let device = disk.data();
     let (connected, claim) = loop {
-        let tried = try_connect(disk, setup, &keeper).map_err(NotConnected::Failed)?;
+        let tried = try_connect(disk, setup, &keeper)?;
         match tried {
             Ok(connected) => break connected,
             // Another one began to drain in between.
@@ -201,9 +203,11 @@ fn try_connect<'a>(
     disk: &'a Disk<Device>,
     setup: Setup,
     keeper: impl Fn() -> Result<Keeper>,
-) -> Result<Tried<'a>> {
+) -> Result<Tried<'a>, NotConnected> {
     let device = disk.data();
-    device.when_drained(|_| ())?;
+    device
+        .when_drained(|_| ())
+        .map_err(|_| NotConnected::Interrupted)?;
     let claim = disk.claim(Opened::NOT).ok();
     let disk_use = match claim {
         Some(_) => DiskUse::Shared,

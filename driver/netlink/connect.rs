@@ -131,6 +131,13 @@ impl Wanted {
                 // Somebody was faster.
                 Err(NotConnected::Refused(Refusal::Running | Refusal::Owned | Refusal::Held))
                     if index.is_none() =>
+                Err(NotConnected::Interrupted) => {
+                    return Err(refuse(
+                        info,
+                        EINTR,
+                        fmt!("nbd{number}: a signal came while its last attachment was ending"),
+                    ));
+                }
                 {
                     from = number.saturating_add(1)
                 }
@@ -156,7 +163,16 @@ impl Wanted {
         };
         match found {
             Ok(Some(entry)) => Ok(entry),
-            Ok(None) => Err(refuse(info, ENOSPC, fmt!("no device is free"))),
+            Ok(None) => Err(refuse(
+                info,
+                ENOSPC,
+                fmt!("no device is free, and there can be no more: disconnect one first"),
+            )),
+            Err(error) if error == EINTR => Err(refuse(
+                info,
+                error,
+                fmt!("a signal came while the device was being made or removed"),
+            )),
             Err(error) => Err(refuse(
                 info,
                 error,

@@ -6,6 +6,7 @@ mod claim;
 mod clients;
 mod data;
 mod debugfs;
+mod draining;
 mod end;
 mod errors;
 mod fault;
@@ -128,6 +129,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         end::TESTS,
         stuck::TESTS,
         claim::TESTS,
+        draining::TESTS,
         data::TESTS,
         clients::TESTS,
         persist::TESTS,
