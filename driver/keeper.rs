@@ -182,7 +182,6 @@ pub(super) fn connect(
         teardown::dispose(orphan);
     }
     device.set_pid(pid::current_task_number());
-    device.forget_use();
     let brought_up = bring_up(disk, &attachment, claim);
     if brought_up.is_err() {
         teardown::end(disk, EndReason::StartFailed);
@@ -215,7 +214,10 @@ fn try_connect<'a>(
     };
     let tried = device.change(|life| {
         life.connect(setup, disk_use, |generation, setup| {
-            Attachment::new(disk, generation, setup, keeper()?)
+            let attachment = Attachment::new(disk, generation, setup, keeper()?)?;
+            // Under the setup lock: who closes the disk must not take the last one's use for this one's.
+            device.forget_use();
+            Ok(attachment)
         })
     });
     Ok(tried.map(|connected| (connected, claim)))
