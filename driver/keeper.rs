@@ -248,7 +248,10 @@ fn start(
                 drop(claim);
                 return Err(setup::refuse(disk, refusal));
             }
-            Err(Failure::Step(error)) => return Err(error),
+            Err(Failure::Step(error)) => {
+                dev_err!(disk.device(), "cannot start ({error:?})\n");
+                return Err(error);
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     protocol::{
         flags::TransmissionFlags,
         geometry::{BadGeometry, BlockSize, ExportSize},
+        request::Route,
         setup::{Config, Configured, DiskUse, Failure, Refusal},
     },
 };
@@ -94,15 +95,25 @@ impl fmt::Display for Explained {
             (Refusal::Owned, Some(owner)) => {
                 f.write_fmt(fmt!("being set up by {owner}: wait, or NBD_CLEAR_SOCK"))
             }
-            (Refusal::Owned, None) => write!(f, "being set up by another process"),
+            (Refusal::Owned, None) => {
+                write!(
+                    f,
+                    "being set up by another process: wait, or NBD_CLEAR_SOCK"
+                )
+            }
             (Refusal::Running | Refusal::Netlink, Some(owner)) => {
                 f.write_fmt(fmt!("in use, attached by {owner}: disconnect it first"))
             }
-            (Refusal::Running | Refusal::Netlink, None) => write!(f, "in use"),
+            (Refusal::Running | Refusal::Netlink, None) => {
+                write!(f, "in use: disconnect it first")
+            }
             (Refusal::Held, Some(user)) => f.write_fmt(fmt!(
                 "used by {user} since the last attachment: unmount or release it first"
             )),
-            (Refusal::Held, None) => write!(f, "used exclusively since the last attachment"),
+            (Refusal::Held, None) => write!(
+                f,
+                "used exclusively since the last attachment: release it first"
+            ),
             (Refusal::Draining, _) => {
                 write!(f, "the last attachment is not gone yet: try again")
             }
@@ -111,11 +122,13 @@ impl fmt::Display for Explained {
             }
             (Refusal::NotMultiConn, _) => write!(
                 f,
-                "several sockets, but the export's flags lack NBD_FLAG_CAN_MULTI_CONN"
+                "several sockets, but the flags lack NBD_FLAG_CAN_MULTI_CONN: set it, or take one"
             ),
-            (Refusal::TooManyConnections, _) => write!(f, "too many sockets"),
+            (Refusal::TooManyConnections, _) => {
+                write!(f, "too many sockets: at most {}", Route::MAX_CONNECTIONS)
+            }
             (Refusal::NotNetlink, _) => write!(f, "not attached by netlink: connect it first"),
-            (Refusal::Gone, _) => write!(f, "the device is being removed"),
+            (Refusal::Gone, _) => write!(f, "the device is being removed: open it anew"),
         }
     }
 }
@@ -154,7 +167,10 @@ pub(super) fn add_socket(disk: &Disk<Device>, opened: Opened, fd: usize) -> Resu
     }
     added.map_err(|failure| match failure {
         Failure::Refused(refusal) => refuse(disk, refusal),
-        Failure::Step(error) => error,
+        Failure::Step(error) => {
+            dev_err!(disk.device(), "cannot take the socket ({error:?})\n");
+            error
+        }
     })
 }
 
@@ -172,9 +188,15 @@ impl fmt::Display for NotTaken {
                 write!(f, "file descriptor {fd} is no socket ({error:?})")
             }
             Unusable::NotStream => {
-                write!(f, "unsupported socket: should be TCP or a UNIX stream")
+                write!(
+                    f,
+                    "file descriptor {fd}: unsupported socket, should be TCP or a UNIX stream"
+                )
             }
-            Unusable::NoShutdown => write!(f, "unsupported socket: it cannot be shut down"),
+            Unusable::NoShutdown => write!(
+                f,
+                "file descriptor {fd}: unsupported socket, it cannot be shut down"
+            ),
         }
     }
 }

@@ -46,8 +46,13 @@ impl Operation<Arc<Devices>> for Connect {
     fn doit(info: &Request<'_>) -> Result {
         check_sender(info)?;
         let index = info.get(attribute::INDEX).map(|it| it.u32()).transpose()?;
-        if let Some(index) = index.filter(|&index| !info.data().is_possible(index)) {
-            return Err(refuse(info, EINVAL, fmt!("there can be no nbd{index}")));
+        let most = info.data().most();
+        if let Some(index) = index.filter(|&index| index >= most) {
+            return Err(refuse(
+                info,
+                EINVAL,
+                fmt!("there can be no nbd{index}: its number must be below {most}"),
+            ));
         }
         require(info, attribute::SOCKETS, "a socket (NBD_ATTR_SOCKETS)")?;
         require(
@@ -126,11 +131,6 @@ impl Wanted {
                         fmt!("nbd{number}: cannot be attached ({error:?})"),
                     ));
                 }
-                // It is being removed. The next try waits until it is gone.
-                Err(NotConnected::Refused(Refusal::Gone)) => {}
-                // Somebody was faster.
-                Err(NotConnected::Refused(Refusal::Running | Refusal::Owned | Refusal::Held))
-                    if index.is_none() =>
                 Err(NotConnected::Interrupted) => {
                     return Err(refuse(
                         info,
@@ -138,6 +138,11 @@ impl Wanted {
                         fmt!("nbd{number}: a signal came while its last attachment was ending"),
                     ));
                 }
+                // It is being removed. The next try waits until it is gone.
+                Err(NotConnected::Refused(Refusal::Gone)) => {}
+                // Somebody was faster.
+                Err(NotConnected::Refused(Refusal::Running | Refusal::Owned | Refusal::Held))
+                    if index.is_none() =>
                 {
                     from = number.saturating_add(1)
                 }
