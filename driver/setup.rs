@@ -18,9 +18,10 @@ use crate::{
         flags::TransmissionFlags,
         geometry::{BadGeometry, BlockSize, ExportSize},
         request::Route,
-        setup::{Config, Configured, DiskUse, Failure, Refusal},
+        setup::{Config, Configured, DiskUse, Failure, Phase, Refusal},
     },
 };
+use core::cell::Cell;
 use kernel::{fmt, prelude::*, str::CString};
 
 /// Longest time-out that can be set, in seconds: what the block layer can count, in milliseconds.
@@ -213,7 +214,7 @@ impl NotTaken {
 /// Changes what is known of the export, and hands a running generation to `live` with it.
 fn configure(
     disk: &Disk<Device>,
-    change: impl Fn(&mut Config) -> Result<(), BadGeometry>,
+    change: impl FnOnce(&mut Config) -> Result<(), BadGeometry>,
     live: impl FnOnce(&AttachmentRef) -> Result,
 ) -> Result {
     let configured = disk
@@ -258,15 +259,45 @@ impl fmt::Display for Bad {
 }
 
 /// `NBD_SET_BLKSIZE`.
+///
+/// # Errors
+///
+/// `EBUSY` if the device is attached, and requests are under way that are not answered: then the
+/// block size stays. Else as all of its like.
 pub(super) fn set_block_size(disk: &Disk<Device>, bytes: usize) -> Result {
+    let before = Cell::new(BlockSize::DEFAULT);
     configure(
         disk,
         |config| {
-            config.block_size = BlockSize::new(bytes as u64, max_block_size())?;
+            let after = BlockSize::new(bytes as u64, max_block_size())?;
+            before.set(core::mem::replace(&mut config.block_size, after));
             Ok(())
         },
-        |attachment| geometry::apply(disk, attachment),
+        |attachment| {
+            geometry::apply(disk, attachment).inspect_err(|error| {
+                keep_block_size(disk, attachment, before.get());
+                dev_err!(
+                    disk.device(),
+                    "block size not changed ({error:?}): requests under way are not answered, try again\n"
+                );
+            })
+        },
     )
+}
+
+/// The disk of a running generation still has this block size, whatever was said since.
+fn keep_block_size(disk: &Disk<Device>, attachment: &Attachment, block_size: BlockSize) {
+    disk.data().change(|life| {
+        // If it has ended meanwhile there is nothing to keep, and nothing is to be set up by this.
+        let runs = matches!(life.phase(), Phase::Running { .. });
+        if !runs || life.generation() != attachment.generation {
+            return;
+        }
+        let _ = life.configure(ProcessRef::current(), |config| {
+            config.block_size = block_size;
+            Ok::<(), Error>(())
+        });
+    });
 }
 
 /// `NBD_SET_SIZE`.
