@@ -12,6 +12,7 @@ mod errors;
 mod fault;
 mod flags;
 mod hostile;
+mod hot;
 mod ioctl;
 mod load;
 mod module;
@@ -128,7 +129,6 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         own::TESTS,
         end::TESTS,
         stuck::TESTS,
-        claim::TESTS,
         draining::TESTS,
         data::TESTS,
         clients::TESTS,
