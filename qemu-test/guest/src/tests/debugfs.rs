@@ -188,17 +188,18 @@ fn debugfs(_: &Context) -> Result<()> {
     with_attached(&server, Setup::for_server(&server).block_size(4096).timeout(17), |_| {
         let mut checks = Checks::default();
         let mut shows = |name: &str, want: &str| -> Result<()> {
-            let text = debug_file(name)?;
-            checks.that(&format!("{name} shows {want}: {text:?}"), text.contains(want));
+            checks.equal(name, &*debug_file(name)?, want);
             Ok(())
         };
         // Of the thread in NBD_DO_IT.
-        shows("tasks", &sysfs(0, "pid").context("there is no pid")?)?;
-        shows("size_bytes", &SIZE.to_string())?;
+        let pid = sysfs(0, "pid").context("there is no pid")?;
+        shows("tasks", &format!("recv: {pid}\n"))?;
+        shows("size_bytes", &format!("{SIZE}\n"))?;
+        shows("blocksize_bits", "12\n")?;
+        shows("flags", "Hex: 0x00000001\n\nKnown flags:\nNBD_FLAG_HAS_FLAGS\n")?;
         // In jiffies: how many a second is the kernel's affair.
-        shows("timeout", "")?;
-        shows("blocksize_bits", "12")?;
-        shows("flags", "NBD_FLAG_HAS_FLAGS")?;
+        let jiffies: u64 = debug_file("timeout")?.trim().parse().context("timeout")?;
+        checks.that(&format!("17 s are {jiffies} jiffies"), jiffies > 0 && jiffies % 17 == 0);
         checks.done()
     })
 }
