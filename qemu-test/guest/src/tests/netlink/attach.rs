@@ -35,6 +35,7 @@ pub const TESTS: &[Test] = &[
         "a mounted ext4 of the last attachment keeps its device; without an index another one is taken",
         claimed,
     )
+    .limit(120)
     .known_on_nbd("EBUSY, and no word of who has the device"),
     Test::new(
         "netlink.draining_signal",
