@@ -136,9 +136,9 @@ impl Devices {
         }
     }
 
-    /// Whether there can be a device with this number.
-    pub(super) fn is_possible(&self, index: u32) -> bool {
-        index < self.params.most_devices()
+    /// How many there can be: their numbers are below that.
+    pub(super) fn most(&self) -> u32 {
+        self.params.most_devices()
     }
 
     /// The device with this number, which is made if it is not there. Sleeps; a signal stops the
@@ -187,7 +187,7 @@ impl Devices {
             }
             open = open.or_else(|| Some(entry.clone()));
         }
-        if !this.is_possible(unused) {
+        if unused >= this.most() {
             return Ok(open);
         }
         table.try_create_and_insert(unused, Place::Changing, GFP_KERNEL)?;

@@ -145,6 +145,8 @@ pub(super) fn run(disk: &Disk<Device>, opened: Opened) -> Result {
 pub(super) enum NotConnected {
     /// It is refused.
     Refused(Refusal),
+    /// A signal came while the last generation was draining.
+    Interrupted,
     /// It failed.
     Failed(Error),
 }
@@ -157,7 +159,7 @@ pub(super) fn connect(
 ) -> Result<(), NotConnected> {
     let device = disk.data();
     let (connected, claim) = loop {
-        let tried = try_connect(disk, setup, &keeper).map_err(NotConnected::Failed)?;
+        let tried = try_connect(disk, setup, &keeper)?;
         match tried {
             Ok(connected) => break connected,
             // Another one began to drain in between.
@@ -180,7 +182,6 @@ pub(super) fn connect(
         teardown::dispose(orphan);
     }
     device.set_pid(pid::current_task_number());
-    device.forget_use();
     let brought_up = bring_up(disk, &attachment, claim);
     if brought_up.is_err() {
         teardown::end(disk, EndReason::StartFailed);
@@ -201,9 +202,11 @@ fn try_connect<'a>(
     disk: &'a Disk<Device>,
     setup: Setup,
     keeper: impl Fn() -> Result<Keeper>,
-) -> Result<Tried<'a>> {
+) -> Result<Tried<'a>, NotConnected> {
     let device = disk.data();
-    device.when_drained(|_| ())?;
+    device
+        .when_drained(|_| ())
+        .map_err(|_| NotConnected::Interrupted)?;
     let claim = disk.claim(Opened::NOT).ok();
     let disk_use = match claim {
         Some(_) => DiskUse::Shared,
@@ -211,7 +214,10 @@ fn try_connect<'a>(
     };
     let tried = device.change(|life| {
         life.connect(setup, disk_use, |generation, setup| {
-            Attachment::new(disk, generation, setup, keeper()?)
+            let attachment = Attachment::new(disk, generation, setup, keeper()?)?;
+            // Under the setup lock: who closes the disk must not take the last one's use for this one's.
+            device.forget_use();
+            Ok(attachment)
         })
     });
     Ok(tried.map(|connected| (connected, claim)))
@@ -242,7 +248,10 @@ fn start(
                 drop(claim);
                 return Err(setup::refuse(disk, refusal));
             }
-            Err(Failure::Step(error)) => return Err(error),
+            Err(Failure::Step(error)) => {
+                dev_err!(disk.device(), "cannot start ({error:?})\n");
+                return Err(error);
+            }
         }
     }
 }

@@ -17,9 +17,11 @@ use crate::{
     protocol::{
         flags::TransmissionFlags,
         geometry::{BadGeometry, BlockSize, ExportSize},
-        setup::{Config, Configured, DiskUse, Failure, Refusal},
+        request::Route,
+        setup::{Config, Configured, DiskUse, Failure, Phase, Refusal},
     },
 };
+use core::cell::Cell;
 use kernel::{fmt, prelude::*, str::CString};
 
 /// Longest time-out that can be set, in seconds: what the block layer can count, in milliseconds.
@@ -94,15 +96,25 @@ impl fmt::Display for Explained {
             (Refusal::Owned, Some(owner)) => {
                 f.write_fmt(fmt!("being set up by {owner}: wait, or NBD_CLEAR_SOCK"))
             }
-            (Refusal::Owned, None) => write!(f, "being set up by another process"),
+            (Refusal::Owned, None) => {
+                write!(
+                    f,
+                    "being set up by another process: wait, or NBD_CLEAR_SOCK"
+                )
+            }
             (Refusal::Running | Refusal::Netlink, Some(owner)) => {
                 f.write_fmt(fmt!("in use, attached by {owner}: disconnect it first"))
             }
-            (Refusal::Running | Refusal::Netlink, None) => write!(f, "in use"),
+            (Refusal::Running | Refusal::Netlink, None) => {
+                write!(f, "in use: disconnect it first")
+            }
             (Refusal::Held, Some(user)) => f.write_fmt(fmt!(
                 "used by {user} since the last attachment: unmount or release it first"
             )),
-            (Refusal::Held, None) => write!(f, "used exclusively since the last attachment"),
+            (Refusal::Held, None) => write!(
+                f,
+                "used exclusively since the last attachment: release it first"
+            ),
             (Refusal::Draining, _) => {
                 write!(f, "the last attachment is not gone yet: try again")
             }
@@ -111,11 +123,13 @@ impl fmt::Display for Explained {
             }
             (Refusal::NotMultiConn, _) => write!(
                 f,
-                "several sockets, but the export's flags lack NBD_FLAG_CAN_MULTI_CONN"
+                "several sockets, but the flags lack NBD_FLAG_CAN_MULTI_CONN: set it, or take one"
             ),
-            (Refusal::TooManyConnections, _) => write!(f, "too many sockets"),
+            (Refusal::TooManyConnections, _) => {
+                write!(f, "too many sockets: at most {}", Route::MAX_CONNECTIONS)
+            }
             (Refusal::NotNetlink, _) => write!(f, "not attached by netlink: connect it first"),
-            (Refusal::Gone, _) => write!(f, "the device is being removed"),
+            (Refusal::Gone, _) => write!(f, "the device is being removed: open it anew"),
         }
     }
 }
@@ -154,7 +168,10 @@ pub(super) fn add_socket(disk: &Disk<Device>, opened: Opened, fd: usize) -> Resu
     }
     added.map_err(|failure| match failure {
         Failure::Refused(refusal) => refuse(disk, refusal),
-        Failure::Step(error) => error,
+        Failure::Step(error) => {
+            dev_err!(disk.device(), "cannot take the socket ({error:?})\n");
+            error
+        }
     })
 }
 
@@ -172,9 +189,15 @@ impl fmt::Display for NotTaken {
                 write!(f, "file descriptor {fd} is no socket ({error:?})")
             }
             Unusable::NotStream => {
-                write!(f, "unsupported socket: should be TCP or a UNIX stream")
+                write!(
+                    f,
+                    "file descriptor {fd}: unsupported socket, should be TCP or a UNIX stream"
+                )
             }
-            Unusable::NoShutdown => write!(f, "unsupported socket: it cannot be shut down"),
+            Unusable::NoShutdown => write!(
+                f,
+                "file descriptor {fd}: unsupported socket, it cannot be shut down"
+            ),
         }
     }
 }
@@ -191,7 +214,7 @@ impl NotTaken {
 /// Changes what is known of the export, and hands a running generation to `live` with it.
 fn configure(
     disk: &Disk<Device>,
-    change: impl Fn(&mut Config) -> Result<(), BadGeometry>,
+    change: impl FnOnce(&mut Config) -> Result<(), BadGeometry>,
     live: impl FnOnce(&AttachmentRef) -> Result,
 ) -> Result {
     let configured = disk
@@ -236,15 +259,45 @@ impl fmt::Display for Bad {
 }
 
 /// `NBD_SET_BLKSIZE`.
+///
+/// # Errors
+///
+/// `EBUSY` if the device is attached, and requests are under way that are not answered: then the
+/// block size stays. Else as all of its like.
 pub(super) fn set_block_size(disk: &Disk<Device>, bytes: usize) -> Result {
+    let before = Cell::new(BlockSize::DEFAULT);
     configure(
         disk,
         |config| {
-            config.block_size = BlockSize::new(bytes as u64, max_block_size())?;
+            let after = BlockSize::new(bytes as u64, max_block_size())?;
+            before.set(core::mem::replace(&mut config.block_size, after));
             Ok(())
         },
-        |attachment| geometry::apply(disk, attachment),
+        |attachment| {
+            geometry::apply(disk, attachment).inspect_err(|error| {
+                keep_block_size(disk, attachment, before.get());
+                dev_err!(
+                    disk.device(),
+                    "block size not changed ({error:?}): requests under way are not answered, try again\n"
+                );
+            })
+        },
     )
+}
+
+/// The disk of a running generation still has this block size, whatever was said since.
+fn keep_block_size(disk: &Disk<Device>, attachment: &Attachment, block_size: BlockSize) {
+    disk.data().change(|life| {
+        // If it has ended meanwhile there is nothing to keep, and nothing is to be set up by this.
+        let runs = matches!(life.phase(), Phase::Running { .. });
+        if !runs || life.generation() != attachment.generation {
+            return;
+        }
+        let _ = life.configure(ProcessRef::current(), |config| {
+            config.block_size = block_size;
+            Ok::<(), Error>(())
+        });
+    });
 }
 
 /// `NBD_SET_SIZE`.

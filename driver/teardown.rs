@@ -38,6 +38,11 @@ pub(super) fn disconnect(disk: &Disk<Device>) {
     let retired = disk
         .data()
         .change(|life| life.retire(EndReason::Disconnected));
+    tell_server(disk, retired);
+}
+
+/// Tells the server of what was ended that it is, and wakes its keeper. Does not wait.
+fn tell_server(disk: &Disk<Device>, retired: Retired<Nbd>) {
     match retired {
         Retired::Nothing | Retired::AlreadyDraining(_) => {}
         Retired::Setup(connections) => {
@@ -135,27 +140,30 @@ pub(super) fn kill(attachment: &AttachmentRef) {
 ///
 /// Called with the disk's open lock held: that the generation drains is not waited for.
 pub(super) fn closed(disk: &Disk<Device>, last: bool, exiting: bool) {
-    let abandoned = disk.data().change(|life| {
+    let device = disk.data();
+    // In one step: the generation that is ended must be the one that was looked at.
+    let retired = device.change(|life| {
         let dying_owner = exiting
             && matches!(
                 life.phase(),
                 Phase::Setup(setup)
                     if setup.owner == ProcessRef::current() && !setup.owner.is_alive()
             );
-        if last || dying_owner {
+        let ends_with_use = matches!(
+            life.phase(),
+            Phase::Running { config, .. } if config.disconnect_on_close
+        );
+        if last && ends_with_use && device.was_used() {
+            life.retire(EndReason::Disconnected)
+        } else if last || dying_owner {
             life.abandon_setup()
+                .map_or(Retired::Nothing, Retired::Setup)
         } else {
-            None
+            Retired::Nothing
         }
     });
-    if let Some(connections) = abandoned {
-        dispose(connections);
-    }
-    let disconnects = matches!(
-        disk.data().setup.lock().phase(),
-        Phase::Running { config, .. } if config.disconnect_on_close
-    );
-    if last && disconnects && disk.data().was_used() {
-        disconnect(disk);
+    match retired {
+        Retired::Setup(connections) => dispose(connections),
+        retired => tell_server(disk, retired),
     }
 }

@@ -94,11 +94,21 @@ impl Address {
                     _ => ("", path),
                 };
                 let path = path.split(|&byte| byte == 0).next()?;
-                write!(f, "{mark}{}", core::str::from_utf8(path).ok()?)
+                write!(f, "{mark}").and_then(|()| write_escaped(f, path))
             }
             Family::Other(_) => return None,
         })
     }
+}
+
+/// A path in one word: what is not a printable ASCII character is written in octal, as `seq_path`
+/// writes blanks.
+fn write_escaped(f: &mut fmt::Formatter<'_>, path: &[u8]) -> fmt::Result {
+    path.iter().try_for_each(|&byte| match byte {
+        b'\\' => write!(f, "\\134"),
+        byte if byte.is_ascii_graphic() => write!(f, "{}", char::from(byte)),
+        byte => write!(f, "\\{byte:03o}"),
+    })
 }
 
 impl fmt::Display for Address {

@@ -46,8 +46,13 @@ impl Operation<Arc<Devices>> for Connect {
     fn doit(info: &Request<'_>) -> Result {
         check_sender(info)?;
         let index = info.get(attribute::INDEX).map(|it| it.u32()).transpose()?;
-        if let Some(index) = index.filter(|&index| !info.data().is_possible(index)) {
-            return Err(refuse(info, EINVAL, fmt!("there can be no nbd{index}")));
+        let most = info.data().most();
+        if let Some(index) = index.filter(|&index| index >= most) {
+            return Err(refuse(
+                info,
+                EINVAL,
+                fmt!("there can be no nbd{index}: its number must be below {most}"),
+            ));
         }
         require(info, attribute::SOCKETS, "a socket (NBD_ATTR_SOCKETS)")?;
         require(
@@ -126,6 +131,13 @@ impl Wanted {
                         fmt!("nbd{number}: cannot be attached ({error:?})"),
                     ));
                 }
+                Err(NotConnected::Interrupted) => {
+                    return Err(refuse(
+                        info,
+                        EINTR,
+                        fmt!("nbd{number}: a signal came while its last attachment was ending"),
+                    ));
+                }
                 // It is being removed. The next try waits until it is gone.
                 Err(NotConnected::Refused(Refusal::Gone)) => {}
                 // Somebody was faster.
@@ -156,7 +168,16 @@ impl Wanted {
         };
         match found {
             Ok(Some(entry)) => Ok(entry),
-            Ok(None) => Err(refuse(info, ENOSPC, fmt!("no device is free"))),
+            Ok(None) => Err(refuse(
+                info,
+                ENOSPC,
+                fmt!("no device is free, and there can be no more: disconnect one first"),
+            )),
+            Err(error) if error == EINTR => Err(refuse(
+                info,
+                error,
+                fmt!("a signal came while the device was being made or removed"),
+            )),
             Err(error) => Err(refuse(
                 info,
                 error,

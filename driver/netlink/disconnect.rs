@@ -31,6 +31,11 @@ impl Operation<Arc<Devices>> for Disconnect {
             return Err(refuse(info, EINVAL, fmt!("there is no nbd{index}")));
         };
         teardown::disconnect(entry.disk());
-        entry.disk().data().when_drained(|_| ()).map_err(|_| EINTR)
+        entry.disk().data().when_drained(|_| ()).map_err(|_| {
+            info.ext_ack().refuse(
+                EINTR,
+                fmt!("nbd{index}: a signal came; it is being detached nevertheless"),
+            )
+        })
     }
 }

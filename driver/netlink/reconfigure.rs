@@ -147,11 +147,15 @@ fn change(
                 config.size = before.size;
                 Ok::<(), Error>(())
             };
-            let _ = disk.data().change(|life| life.reconfigure(keep));
+            let _ = disk.data().change(|life| {
+                // What has been attached since has its own.
+                let same = life.generation() == attachment.generation;
+                same.then(|| life.reconfigure(keep))
+            });
             refuse(
                 info,
                 error,
-                fmt!("requests under way are not answered: the sizes stay"),
+                fmt!("requests under way are not answered: the sizes stay, try again"),
             )
         })?;
     } else if after.size != before.size {

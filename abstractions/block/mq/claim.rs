@@ -26,7 +26,7 @@ pub(crate) struct Claim<'a, T: Operations> {
 /// one up.
 #[derive(Clone, Copy)]
 pub(crate) struct Opened {
-    /// For himself (`O_EXCL`), not as any number of others may.
+    /// The whole disk for himself (`O_EXCL`), not as any number of others may.
     pub(super) exclusively: bool,
 }
 

@@ -299,9 +299,13 @@ impl<T: Operations> Tables<T> {
         arg: ffi::c_ulong,
     ) -> ffi::c_int {
         // SAFETY: The block layer passes an open block device of a disk of `T`.
-        let disk = unsafe { Disk::from_raw((*bdev).bd_disk) };
+        let (disk, whole) = unsafe {
+            let disk = (*bdev).bd_disk;
+            (Disk::from_raw(disk), (*disk).part0)
+        };
         let opened = Opened {
-            exclusively: mode & extra::BLK_OPEN_EXCL != 0,
+            // Whoever has a partition for himself leaves the others to others.
+            exclusively: mode & extra::BLK_OPEN_EXCL != 0 && bdev == whole,
         };
         from_result(|| T::ioctl(disk, opened, cmd, arg))
     }

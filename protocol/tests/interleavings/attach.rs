@@ -6,7 +6,7 @@
 use crate::{
     device::{Device, Ledger, Process},
     explore::explore,
-    netlink::Devices,
+    netlink::{Devices, Wish},
     rnbd::Rnbd,
 };
 use loom::thread;
@@ -31,6 +31,11 @@ use Act::{
     Clear, Connect, ConnectToDestroy, Die, Disconnect, DoIt, IoctlDisconnect, Reconfigure, SetSock,
 };
 
+const TO_DESTROY: Wish = Wish {
+    destroy: true,
+    ..Wish::PLAIN
+};
+
 struct Room {
     devices: Arc<Devices>,
     /// Open all the time.
@@ -44,8 +49,8 @@ impl Room {
         for act in acts {
             // A refusal is an answer.
             match act {
-                Connect => drop(self.devices.connect(process, false)),
-                ConnectToDestroy => drop(self.devices.connect(process, true)),
+                Connect => drop(self.devices.connect(process, Wish::PLAIN)),
+                ConnectToDestroy => drop(self.devices.connect(process, TO_DESTROY)),
                 Reconfigure => self.devices.reconfigure(self.minds_generation),
                 Disconnect => self.devices.disconnect(),
                 SetSock => drop(self.device.set_sock(process)),
@@ -97,7 +102,7 @@ fn at_once(
         room.devices.disconnect();
         let newcomer = room.people.process();
         assert!(
-            room.devices.connect(&newcomer, true).is_ok(),
+            room.devices.connect(&newcomer, TO_DESTROY).is_ok(),
             "a device that nobody has cannot be attached"
         );
         room.devices.disconnect();

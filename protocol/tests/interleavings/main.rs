@@ -24,6 +24,7 @@
 
 mod attach;
 mod block;
+mod close;
 mod connection;
 mod device;
 mod end;

@@ -8,6 +8,7 @@
 use crate::{
     device::{Device, Ledger, Process, Refused},
     rnbd::{dispose, Attachment, Rnbd, Sockets},
+    rules::Rules,
 };
 use loom::sync::{Condvar, Mutex};
 use rnbd_protocol::{
@@ -18,6 +19,25 @@ use std::{
     convert::Infallible,
     sync::{Arc, Mutex as StdMutex},
 };
+
+/// How a device is attached.
+#[derive(Clone, Copy)]
+pub struct Wish {
+    /// The device goes with the generation.
+    pub destroy: bool,
+    /// The last close ends the generation, if somebody has used the disk.
+    pub disconnect_on_close: bool,
+    pub rules: Rules,
+}
+
+impl Wish {
+    /// That it stays attached, and stays.
+    pub const PLAIN: Self = Self {
+        destroy: false,
+        disconnect_on_close: false,
+        rules: Rules::DRIVER,
+    };
+}
 
 /// How far a generation's end has come.
 #[derive(Default)]
@@ -140,10 +160,10 @@ impl Devices {
     // driver/netlink/
 
     /// `NBD_CMD_CONNECT`.
-    pub fn connect(self: &Arc<Self>, caller: &Process, destroy: bool) -> Result<(), Refused> {
+    pub fn connect(self: &Arc<Self>, caller: &Process, wish: Wish) -> Result<(), Refused> {
         loop {
             let entry = self.find_or_add();
-            match self.try_attach(&entry, caller, destroy) {
+            match self.try_attach(&entry, caller, wish) {
                 Ok(()) => return Ok(()),
                 Err(Refusal::Gone) => {}
                 Err(_) => return Err(Refused),
@@ -184,18 +204,14 @@ impl Devices {
 
     // driver/keeper.rs
 
-    fn try_attach(
-        &self,
-        entry: &Arc<Entry>,
-        caller: &Process,
-        destroy: bool,
-    ) -> Result<(), Refusal> {
+    fn try_attach(&self, entry: &Arc<Entry>, caller: &Process, wish: Wish) -> Result<(), Refusal> {
         let device = &entry.device;
         let mut setup = Setup {
             owner: caller.clone(),
             config: Config {
                 flags: TransmissionFlags::CAN_MULTI_CONN,
-                destroy_on_disconnect: destroy,
+                destroy_on_disconnect: wish.destroy,
+                disconnect_on_close: wish.disconnect_on_close,
                 ..Config::default()
             },
             connections: Sockets(vec![
@@ -214,6 +230,9 @@ impl Devices {
                             device.ledger.added(socket, generation);
                         }
                         device.ledger.started(generation, &sockets);
+                        if wish.rules.forgets_use_at_once {
+                            device.forget_use();
+                        }
                         let worker = Worker {
                             entry: entry.clone(),
                             end: Mutex::default(),
@@ -232,6 +251,9 @@ impl Devices {
         };
         if let Some(orphan) = connected.replaced {
             dispose(orphan);
+        }
+        if !wish.rules.forgets_use_at_once {
+            device.forget_use();
         }
         connected.attachment.is_up();
         Ok(())

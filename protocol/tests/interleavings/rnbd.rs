@@ -8,8 +8,12 @@
 use crate::{
     device::{Device, Ledger, Process, Refused, Socket},
     netlink::Worker,
+    rules::Rules,
 };
-use loom::sync::{Condvar, Mutex, MutexGuard};
+use loom::sync::{
+    atomic::{AtomicBool, Ordering},
+    Condvar, Mutex, MutexGuard,
+};
 use rnbd_protocol::{
     flags::TransmissionFlags,
     setup::{
@@ -87,6 +91,8 @@ impl Attachment {
 pub struct Rnbd {
     setup: Mutex<Lifecycle<World>>,
     pub phase_changed: Condvar,
+    /// `used` of `driver/device.rs`.
+    used: AtomicBool,
     pub ledger: Arc<Ledger>,
 }
 
@@ -120,6 +126,20 @@ impl Rnbd {
             self.ledger.ended(generation);
         }
         result
+    }
+
+    // driver/device.rs
+
+    pub fn note_use(&self) {
+        self.used.store(true, Ordering::Relaxed);
+    }
+
+    pub fn forget_use(&self) {
+        self.used.store(false, Ordering::Relaxed);
+    }
+
+    fn was_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     // driver/setup.rs
@@ -162,6 +182,33 @@ impl Rnbd {
         }
     }
 
+    fn tell_server(&self, retired: Retired<World>) {
+        match retired {
+            Retired::Nothing | Retired::AlreadyDraining(_) => {}
+            Retired::Setup(sockets) => dispose(sockets),
+            // The keeper is told, and shuts the sockets down.
+            Retired::Stopped(attachment) => attachment.ask_for_end(),
+        }
+    }
+
+    /// `closed`, for the last one.
+    pub fn closed_last(&self, rules: Rules) {
+        if rules.closes_in_one_step {
+            let mut life = self.lock();
+            if ends_with_use(&life) && self.was_used() {
+                let retire = |life: &mut Lifecycle<World>| life.retire(EndReason::Disconnected);
+                let retired = self.ending(&mut life, retire, ends);
+                drop(life);
+                self.tell_server(retired);
+            }
+        } else {
+            let ends = ends_with_use(&self.lock());
+            if ends && self.was_used() {
+                self.disconnect();
+            }
+        }
+    }
+
     pub fn retire(&self, reason: EndReason) -> Retired<World> {
         self.ending(&mut self.lock(), |life| life.retire(reason), ends)
     }
@@ -189,6 +236,13 @@ impl Rnbd {
     }
 }
 
+fn ends_with_use(life: &Lifecycle<World>) -> bool {
+    matches!(
+        life.phase(),
+        Phase::Running { config, .. } if config.disconnect_on_close
+    )
+}
+
 fn ends(retired: &Retired<World>) -> bool {
     matches!(retired, Retired::Setup(_) | Retired::Stopped(_))
 }
@@ -198,6 +252,7 @@ impl Device for Rnbd {
         Self {
             setup: Mutex::new(Lifecycle::default()),
             phase_changed: Condvar::new(),
+            used: AtomicBool::new(false),
             ledger: ledger.clone(),
         }
     }
@@ -249,12 +304,7 @@ impl Device for Rnbd {
     }
 
     fn disconnect(&self) {
-        match self.retire(EndReason::Disconnected) {
-            Retired::Nothing | Retired::AlreadyDraining(_) => {}
-            Retired::Setup(sockets) => dispose(sockets),
-            // The keeper is told, and shuts the sockets down.
-            Retired::Stopped(attachment) => attachment.ask_for_end(),
-        }
+        self.tell_server(self.retire(EndReason::Disconnected));
     }
 
     fn closed_by_death(&self, process: &Process) {

@@ -39,6 +39,10 @@ pub struct Rules {
     pub gives_back_what_is_left: bool,
     /// A link's death is counted before its receiver can leave.
     pub counts_before_shutdown: bool,
+    /// A generation that begins forgets who used the last one before a close can see it.
+    pub forgets_use_at_once: bool,
+    /// The last close ends the generation that it has looked at.
+    pub closes_in_one_step: bool,
 }
 
 impl Rules {
@@ -61,5 +65,7 @@ impl Rules {
         commits_what_came_before: true,
         gives_back_what_is_left: true,
         counts_before_shutdown: true,
+        forgets_use_at_once: true,
+        closes_in_one_step: true,
     };
 }

@@ -149,7 +149,6 @@ impl Child {
         self.status.ok_or_else(|| anyhow!("no status of child {pid}"))
     }
 
-    /// Waits, and fails with the child's own message when it did.
     /// Waits for the end, and leaves the process a zombie: the kernel keeps its task, so that no new process gets the
     /// same one.
     pub fn wait_unreaped(&mut self) -> Result<()> {
@@ -159,6 +158,7 @@ impl Child {
         })
     }
 
+    /// Waits, and fails with the child's own message when it did.
     pub fn success(&mut self) -> Result<()> {
         let status = self.wait()?;
         if matches!(status, WaitStatus::Exited(_, 0)) {

@@ -53,7 +53,13 @@ pub fn readable(socket: &Socket, bound: Duration) -> Result<bool> {
     // SAFETY: the socket is borrowed, and open, for the whole function.
     let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
     let bound = PollTimeout::try_from(bound).context("a wait that is too long")?;
-    Ok(poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], bound)? > 0)
+    loop {
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], bound) {
+            // A test may send itself signals.
+            Err(Errno::EINTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
 }
 
 enum Part<F> {

@@ -5,17 +5,19 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
 
+use super::netlink::attached::{Attached, client_flag, client_flags};
+use super::size::partitioned;
 use super::teardown::EBUSY_FOR_EVER;
 use super::{Checks, Context, Test, skip};
 use crate::attach::{Setup, with_attached};
 use crate::device::{
-    Device, attached, capacity, node, open_direct, read_direct, req, round_trip, write_direct,
+    Device, attached, capacity, node, open_direct, raw_ioctl, read_direct, req, round_trip, write_direct,
 };
 use crate::kmsg::Log;
 use crate::mounted::{Mounted, mkfs_ext4};
@@ -41,6 +43,19 @@ pub const TESTS: &[Test] = &[
     Test::new("claim.dm", "a dm-linear target keeps its device from another image", dm)
         .known_on_nbd(SILENT_ON_NBD),
     Test::new("claim.swap", "swap keeps its device from another image", swap).known_on_nbd(SILENT_ON_NBD),
+    Test::new(
+        "claim.partition",
+        "who has one partition for himself does not get past who has another one",
+        partition,
+    )
+    .known_on_nbd(SILENT_ON_NBD),
+    Test::new(
+        "claim.loop_destroyed",
+        "of a device that goes with its attachment, a loop device gets none of the next one",
+        loop_destroyed,
+    )
+    .limit(120)
+    .known_on_nbd("the device stays until it is closed, and its number is refused with EINVAL"),
     Test::new("claim.loop", "what a loop device could not write does not reach the next server", loop_device)
         .limit(120),
     Test::new("claim.dirty_pages", "a plain opener's dirty pages do not reach the next server", dirty_pages)
@@ -313,6 +328,64 @@ fn loop_device(context: &Context) -> Result<()> {
     drop(device);
     let (b, content) = image_b()?;
     attaches_untouched(&b, &content)
+}
+
+/// The device that a loop device has open is another than the one that is made under its number.
+fn loop_destroyed(context: &Context) -> Result<()> {
+    need(&["losetup", "mkfs.ext4"])?;
+    let goes = [client_flags(client_flag::DESTROY_ON_DISCONNECT)];
+    let a = Server::new(Export::memory(SIZE)?);
+    let attached = Attached::new(&a, 1, &goes)?;
+    let device = Loop::new()?;
+    mkfs_ext4(&device.0)?;
+    let mounted = Mounted::new(context, Path::new(&device.0), "ext4")?;
+    write(&mounted, "before").context("a file on the first image")?;
+    attached.disconnect()?;
+    a.wait_closed()?;
+    let (b, content) = image_b()?;
+    let attached = Attached::new(&b, 1, &goes).context("the next image")?;
+    let lost = write(&mounted, "meanwhile");
+    ensure!(lost.is_err(), "a write without a server succeeded");
+    mounted.unmount()?;
+    drop(device);
+    let data = read_direct(&open_direct("/dev/nbd0")?, 0, 1 << 20)?;
+    ensure!(data[..] == content[..1 << 20], "the next image does not read as itself");
+    attached.disconnect()?;
+    b.wait_closed()?;
+    untouched(&b, &content)
+}
+
+/// Opens a partition for itself.
+fn open_exclusively(number: u32) -> Result<fs::File> {
+    let path = format!("/dev/nbd0p{number}");
+    wait_for(&path, || Path::new(&path).exists())?;
+    let flags = libc::O_EXCL | libc::O_DIRECT;
+    let opened = fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
+    opened.with_context(|| format!("open {path} with O_EXCL"))
+}
+
+fn partition(context: &Context) -> Result<()> {
+    let a = partitioned(context, "dos")?;
+    let mut client = Setup::for_server(&a).attach_in_child(0, &a)?;
+    // The table is read at the first open of a running device.
+    drop(Device::open(0)?);
+    let (ours, theirs) = (open_exclusively(1)?, open_exclusively(2)?);
+    round_trip(&theirs, 0, &[0x2e; 4096])?;
+    dies(&a, &mut client)?;
+    let (b, content) = image_b()?;
+    let socket = b.connect(Transport::Unix)?;
+    let mut log = Log::from_now()?;
+    let set = raw_ioctl(ours.as_raw_fd(), req::SET_SOCK, socket.as_raw_fd() as u64);
+    ensure!(set == Err(Errno::EBUSY), "NBD_SET_SOCK through a partition gave {set:?}");
+    let lines = log.lines();
+    let mut checks = Checks::default();
+    let told = lines.iter().any(|line| line.contains("on partition 2"));
+    checks.that(&format!("no line tells of partition 2: {lines:?}"), told);
+    ensure!(write_direct(&theirs, 0, &[0x3e; 4096]).is_err(), "a write without a server succeeded");
+    drop((socket, ours, theirs));
+    b.wait_closed()?;
+    attaches_untouched(&b, &content)?;
+    checks.done()
 }
 
 fn dirty_pages(_: &Context) -> Result<()> {

@@ -192,8 +192,8 @@ fn many_tasks(_: &Context) -> Result<()> {
 
 extern "C" fn on_alarm(_: libc::c_int) {}
 
-/// SIGALRM to this process every 300 µs.
-fn alarm_storm() -> Result<()> {
+/// SIGALRM to this process every 300 µs, with a handler: a wait that signals interrupt ends with EINTR.
+pub fn alarm_storm() -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(on_alarm), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGALRM, &action) }?;

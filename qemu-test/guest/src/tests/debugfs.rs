@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The same in debugfs: nbd.ko's files, and tables of connections and of requests.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,6 +19,11 @@ use crate::server::{Command, Export, Server, Transport};
 
 pub const TESTS: &[Test] = &[
     Test::new("state.connections", "debugfs has a table of connections, living and dead", connections),
+    Test::new(
+        "state.connections_path",
+        "a path in the table of connections is one word, whatever is in it",
+        path,
+    ),
     Test::new("state.requests", "debugfs has a table of the requests that wait", requests),
     Test::new("state.debugfs", "debugfs has nbd.ko's files, while attached", debugfs),
     Test::new("state.readers", "reading all of it while devices come and go", readers).limit(90),
@@ -38,6 +46,15 @@ fn debug_file(name: &str) -> Result<String> {
 
 fn columns(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
+}
+
+/// The row of a connection, by its columns; of the last one, which is in words, the first word.
+fn row_of(table: &str, index: usize) -> Result<BTreeMap<&str, &str>> {
+    let mut lines = table.lines().map(columns);
+    let header = lines.next().unwrap_or_default();
+    let row = lines.find(|row| row.first() == Some(&&*index.to_string()));
+    let row = row.with_context(|| format!("no row of connection {index}:\n{table}"))?;
+    Ok(header.into_iter().zip(row).collect())
 }
 
 fn connections(context: &Context) -> Result<()> {
@@ -66,14 +83,63 @@ fn connections(context: &Context) -> Result<()> {
     checks.that("every row has a peer of the loopback", lines.all(|line| line.contains("127.0.0.1")));
     // One without requests, so that what dies is only the connection.
     let busy = server.seen_of(Command::Read).last().map_or(0, |read| read.connection);
-    server.close_one((busy + 1) % 3);
+    let us = std::process::id().to_string();
+    for index in 0..3 {
+        let row = row_of(&table, index)?;
+        let inflight = if index == busy { "1" } else { "0" };
+        for (column, want) in [
+            ("family", "tcp4"),
+            ("state", "live"),
+            ("since_ms", "-"),
+            ("epoch", "0"),
+            ("owner", &us),
+            ("inflight", inflight),
+            ("reason", "-"),
+        ] {
+            checks.equal(&format!("{column} of connection {index}"), row.get(column).copied(), Some(want));
+        }
+    }
+    let bytes = |column: &str| -> u64 {
+        let of = |index| row_of(&table, index).ok()?.get(column)?.parse::<u64>().ok();
+        (0..3).filter_map(of).sum()
+    };
+    // A write and a read of 4096 bytes, at least, and what is not answered.
+    checks.that(&format!("{} bytes sent", bytes("sent")), bytes("sent") >= 4096 + 3 * 28);
+    checks.that(&format!("{} bytes received", bytes("received")), bytes("received") >= 4096 + 2 * 16);
+    let dies = (busy + 1) % 3;
+    server.close_one(dies);
     wait_for("a row to tell of the death", || {
         debug_file("connections").is_ok_and(|table| table.contains("dead"))
     })?;
-    println!("{}", debug_file("connections")?);
+    let table = debug_file("connections")?;
+    println!("{table}");
+    let row = row_of(&table, dies)?;
+    checks.equal("state of the dead one", row.get("state").copied(), Some("dead"));
+    checks.that("when it died", row.get("since_ms").is_some_and(|since| since.parse::<u64>().is_ok()));
+    checks.that("why it died", row.get("reason").is_some_and(|reason| !matches!(*reason, "" | "-")));
     checks.that("the reader still waits", read.waits());
     attachment.detach()?;
     read.fails("NBD_DISCONNECT")?;
+    checks.done()
+}
+
+fn path(context: &Context) -> Result<()> {
+    ours_only(context)?;
+    let server = Server::new(Export::memory(SIZE)?);
+    let name = context.scratch.join("a b\n0 tcp4 \\ \u{e9}");
+    server.listen_unix(&name)?;
+    let socket = UnixStream::connect(&name)?;
+    let device = Device::open(0)?;
+    device.ioctl(req::SET_SOCK, socket.as_raw_fd() as u64)?;
+    let table = debug_file("connections")?;
+    println!("{table}");
+    let mut checks = Checks::default();
+    checks.equal("lines", table.lines().count(), 2);
+    let row = row_of(&table, 0)?;
+    checks.equal("family", row.get("family").copied(), Some("unix"));
+    let peer = row.get("peer").copied().unwrap_or_default();
+    checks.that(&format!("peer is {peer}"), peer.ends_with(r"/a\040b\0120\040tcp4\040\134\040\303\251"));
+    device.ioctl(req::CLEAR_SOCK, 0)?;
     checks.done()
 }
 
@@ -122,17 +188,18 @@ fn debugfs(_: &Context) -> Result<()> {
     with_attached(&server, Setup::for_server(&server).block_size(4096).timeout(17), |_| {
         let mut checks = Checks::default();
         let mut shows = |name: &str, want: &str| -> Result<()> {
-            let text = debug_file(name)?;
-            checks.that(&format!("{name} shows {want}: {text:?}"), text.contains(want));
+            checks.equal(name, &*debug_file(name)?, want);
             Ok(())
         };
         // Of the thread in NBD_DO_IT.
-        shows("tasks", &sysfs(0, "pid").context("there is no pid")?)?;
-        shows("size_bytes", &SIZE.to_string())?;
+        let pid = sysfs(0, "pid").context("there is no pid")?;
+        shows("tasks", &format!("recv: {pid}\n"))?;
+        shows("size_bytes", &format!("{SIZE}\n"))?;
+        shows("blocksize_bits", "12\n")?;
+        shows("flags", "Hex: 0x00000001\n\nKnown flags:\nNBD_FLAG_HAS_FLAGS\n")?;
         // In jiffies: how many a second is the kernel's affair.
-        shows("timeout", "")?;
-        shows("blocksize_bits", "12")?;
-        shows("flags", "NBD_FLAG_HAS_FLAGS")?;
+        let jiffies: u64 = debug_file("timeout")?.trim().parse().context("timeout")?;
+        checks.that(&format!("17 s are {jiffies} jiffies"), jiffies > 0 && jiffies % 17 == 0);
         checks.done()
     })
 }

@@ -11,12 +11,14 @@ use std::ptr::NonNull;
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::unistd::Pid;
 
 use super::{Context, Test};
 use crate::attach::{Setup, attaches_again, attaches_again_by};
 use crate::blocked::{Blocked, silent_server};
-use crate::device::{Device, diskseq, node, req, wait_idle};
-use crate::process::{Child, hold_open};
+use crate::device::{Device, diskseq, node, req, wait_attached, wait_idle};
+use crate::process::{Child, fork_child, hold_open};
 use crate::puppet::Puppet;
 use crate::server::{Export, Server, Transport};
 use crate::uevent::Uevents;
@@ -46,6 +48,12 @@ pub const TESTS: &[Test] = &[
         running(Way::Kill)
     })
     .known_on_nbd(STAYS_ON_NBD),
+    Test::new(
+        "end.interrupted",
+        "a signal to the client in NBD_DO_IT ends it wholly: EINTR, also where calls are restarted",
+        interrupted,
+    )
+    .known_on_nbd("the call is restarted, and fails otherwise"),
     Test::new(
         "end.setup_killed",
         "SIGKILL of a client in setup releases its sockets at once, with a holder",
@@ -180,6 +188,37 @@ fn serves_new(device: &Device, opener: &Device, mapped: &Mapped) -> Result<()> {
     ensure!(data == NEW, "an old opener reads {:#x}, of the old server's data", data[0]);
     ensure!(byte == NEW[0], "an old mapping shows {byte:#x}, of the old server's data");
     server.wait_closed()
+}
+
+extern "C" fn on_signal(_: libc::c_int) {}
+
+fn interrupted(_: &Context) -> Result<()> {
+    let holder = hold_open(node(0))?;
+    let server = silent_server()?;
+    let socket = server.connect(Transport::Unix)?;
+    let fd = socket.as_raw_fd();
+    let mut client = fork_child(&[fd], move |ready| {
+        let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(Signal::SIGUSR1, &action) }?;
+        let device = Device::open(0)?;
+        device.ioctl(req::SET_SOCK, fd as u64)?;
+        nix::unistd::close(fd)?;
+        device.ioctl(req::SET_SIZE, 1 << 20)?;
+        let ran = device.ioctl(req::DO_IT, 0);
+        ready.tell(&format!("{ran:?}"))
+    })?;
+    drop(socket);
+    wait_attached(0)?;
+    let read = Blocked::read(&server)?;
+    kill(Pid::from_raw(client.pid()), Signal::SIGUSR1)?;
+    read.fails("a signal")?;
+    client.expect_line("Err(EINTR)")?;
+    client.success()?;
+    server.wait_closed()?;
+    wait_idle(0)?;
+    drop(holder);
+    attaches_again()
 }
 
 /// A process that has set up, for a server.

@@ -13,7 +13,7 @@ use nix::sys::wait::WaitStatus;
 
 use super::{Checks, Context, Test, skip};
 use crate::attach::{Attachment, Setup, with_attached};
-use crate::device::{Device, flag, raw_ioctl, req, round_trip};
+use crate::device::{Device, flag, raw_ioctl, req, round_trip, wait_attached};
 use crate::process::fork_child;
 use crate::server::{Export, Server, Transport};
 
@@ -30,6 +30,8 @@ pub const TESTS: &[Test] = &[
         unknown,
     ),
     Test::new("ioctl.compatibility", "NBD_CLEAR_QUE and NBD_PRINT_DEBUG do nothing", compatibility),
+    Test::new("ioctl.timeout", "NBD_SET_TIMEOUT refuses what cannot be counted in milliseconds", timeout)
+        .known_on_nbd("it takes any, and cuts it off"),
     Test::new("ioctl.do_it_unset", "NBD_DO_IT without a socket is EINVAL", do_it_unset),
     Test::new("ioctl.running", "a running device refuses a second NBD_DO_IT and NBD_SET_SOCK", running),
     Test::new("ioctl.idle", "NBD_DISCONNECT and NBD_CLEAR_SOCK of an idle device succeed", idle),
@@ -40,8 +42,10 @@ pub const TESTS: &[Test] = &[
     )
     .quick(),
     Test::new("ioctl.multi_conn_flag", "two sockets need NBD_FLAG_CAN_MULTI_CONN", multi_conn_flag),
+    Test::new("ioctl.most_sockets", "a setup takes 4096 sockets, and the next one is ENOSPC", most_sockets)
+        .known_on_nbd("it takes any number"),
     Test::new("ioctl.unprivileged", "every ioctl needs CAP_SYS_ADMIN", unprivileged),
-    Test::new("ioctl.compat", "32-bit callers get the same answers", compat),
+    Test::new("ioctl.compat", "32-bit callers get the same answers, and can attach and detach", compat),
 ];
 
 const EINVAL: Result<i32, Errno> = Err(Errno::EINVAL);
@@ -177,6 +181,17 @@ fn compatibility(_: &Context) -> Result<()> {
     checks.done()
 }
 
+fn timeout(_: &Context) -> Result<()> {
+    let device = Device::open(0)?;
+    let mut checks = Checks::default();
+    let longest = u64::from(u32::MAX / 1000);
+    checks.equal("the longest", device.ioctl(req::SET_TIMEOUT, longest), DONE);
+    for seconds in [longest + 1, 1 << 32, (1 << 32) + 30, 1 << 63, u64::MAX] {
+        checks.equal(&format!("{seconds} s"), device.ioctl(req::SET_TIMEOUT, seconds), EINVAL);
+    }
+    checks.done()
+}
+
 fn do_it_unset(_: &Context) -> Result<()> {
     let device = Device::open(0)?;
     let mut checks = Checks::default();
@@ -256,6 +271,24 @@ fn multi_conn_flag(_: &Context) -> Result<()> {
     serves(Transport::Unix)
 }
 
+fn most_sockets(_: &Context) -> Result<()> {
+    const MOST: usize = 4096;
+    let server = Server::new(Export::memory(1 << 20)?);
+    // The same one many times is as good as many.
+    let socket = server.connect(Transport::Unix)?;
+    let device = Device::open(0)?;
+    let set = || device.ioctl(req::SET_SOCK, socket.as_raw_fd() as u64);
+    for number in 0..MOST {
+        ensure!(set() == DONE, "socket {number} was refused");
+    }
+    let beyond = set();
+    ensure!(beyond == Err(Errno::ENOSPC), "socket {MOST} gave {beyond:?}");
+    device.ioctl(req::CLEAR_SOCK, 0)?;
+    drop((device, socket));
+    server.wait_closed()?;
+    serves(Transport::Unix)
+}
+
 fn unprivileged(_: &Context) -> Result<()> {
     let device = Device::open(0)?;
     let server = Server::new(Export::memory(1 << 20)?);
@@ -296,29 +329,60 @@ fn ioctl32(fd: RawFd, cmd: u32, arg: u32) -> Result<i32, Errno> {
     if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result) }
 }
 
+/// Whether the kernel has that gate; a process that uses it else is killed.
+fn has_gate() -> Result<bool> {
+    let mut child = fork_child(&[], |_| {
+        let _ = ioctl32(0, 0, 0);
+        Ok(())
+    })?;
+    Ok(!matches!(child.wait()?, WaitStatus::Signaled(..)))
+}
+
 fn compat(_: &Context) -> Result<()> {
-    let device = Device::open(0)?;
-    let server = Server::new(Export::memory(1 << 20)?);
+    if !has_gate()? {
+        return skip("the kernel has no 32-bit system calls");
+    }
+    const SIZE: u64 = 1 << 20;
+    let server = Server::new(Export::memory(SIZE)?);
     let socket = server.connect(Transport::Unix)?;
-    let (fd, socket_fd) = (device.fd(), socket.as_raw_fd());
-    let mut child = fork_child(&[fd, socket_fd], move |_| {
+    let fd = socket.as_raw_fd();
+    let mut client = fork_child(&[fd], move |ready| {
+        let device = Device::open(0)?;
         let mut checks = Checks::default();
         let mut call = |what: &str, cmd: u32, arg: u32, want: Result<i32, Errno>| {
-            checks.equal(what, ioctl32(fd, cmd, arg), want);
+            checks.equal(what, ioctl32(device.fd(), cmd, arg), want);
         };
         call("NBD_PRINT_DEBUG", req::PRINT_DEBUG, 0, DONE);
+        call("NBD_CLEAR_QUE", req::CLEAR_QUE, 0, DONE);
         call("NBD_SET_BLKSIZE 3", req::SET_BLKSIZE, 3, EINVAL);
-        call("NBD_SET_BLKSIZE 4096", req::SET_BLKSIZE, 4096, DONE);
-        call("NBD_SET_SIZE_BLOCKS 256", req::SET_SIZE_BLOCKS, 256, DONE);
         call("NBD_SET_SOCK -1", req::SET_SOCK, u32::MAX, EINVAL);
         call("unknown", 0xab7f, 0, Err(Errno::ENOTTY));
         call("NBD_DO_IT without a socket", req::DO_IT, 0, EINVAL);
-        call("NBD_SET_SOCK", req::SET_SOCK, socket_fd as u32, DONE);
         call("NBD_CLEAR_SOCK", req::CLEAR_SOCK, 0, DONE);
-        checks.done()
+        call("NBD_SET_SOCK", req::SET_SOCK, fd as u32, DONE);
+        // Three gigabytes and more are no negative number.
+        call("NBD_SET_SIZE", req::SET_SIZE, 0xf000_0000, DONE);
+        call("NBD_SET_BLKSIZE 4096", req::SET_BLKSIZE, 4096, DONE);
+        call("NBD_SET_SIZE_BLOCKS", req::SET_SIZE_BLOCKS, (SIZE / 4096) as u32, DONE);
+        call("NBD_SET_TIMEOUT", req::SET_TIMEOUT, 30, DONE);
+        call("NBD_SET_FLAGS", req::SET_FLAGS, (flag::HAS_FLAGS | flag::SEND_FLUSH) as u32, DONE);
+        checks.done()?;
+        ready.tell("set up")?;
+        let ran = ioctl32(device.fd(), req::DO_IT, 0);
+        ensure!(ran == DONE, "NBD_DO_IT returned {ran:?}");
+        Ok(())
     })?;
-    match child.wait()? {
-        WaitStatus::Signaled(..) => skip("the kernel has no 32-bit system calls"),
-        _ => child.success(),
-    }
+    drop(socket);
+    client.expect_line("set up")?;
+    wait_attached(0)?;
+    let device = Device::open(0)?;
+    let mut checks = Checks::default();
+    checks.equal("size", device.size()?, SIZE);
+    checks.equal("block size", device.block_size()?, 4096);
+    checks.equal("write cache", device.sysfs("queue/write_cache").as_deref(), Some("write back"));
+    checks.equal("time-out", device.sysfs("queue/io_timeout").as_deref(), Some("30000"));
+    round_trip(&crate::device::open_direct("/dev/nbd0")?, 8192, &[0x32; 4096])?;
+    checks.equal("NBD_DISCONNECT", ioctl32(device.fd(), req::DISCONNECT, 0), DONE);
+    client.success()?;
+    checks.done()
 }

@@ -6,11 +6,13 @@ mod claim;
 mod clients;
 mod data;
 mod debugfs;
+mod draining;
 mod end;
 mod errors;
 mod fault;
 mod flags;
 mod hostile;
+mod hot;
 mod ioctl;
 mod load;
 mod module;
@@ -127,6 +129,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         own::TESTS,
         end::TESTS,
         stuck::TESTS,
+        draining::TESTS,
         claim::TESTS,
         data::TESTS,
         clients::TESTS,
@@ -134,6 +137,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         state::TESTS,
         debugfs::TESTS,
         trace::TESTS,
+        hot::TESTS,
         race::TESTS,
         calls::TESTS,
     ]

@@ -5,15 +5,19 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command as Program, Stdio};
+use std::sync::mpsc::channel;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
 
 use super::{Checks, Context, Test, skip};
 use crate::attach::{Setup, with_attached};
+use crate::blocked::{Blocked, silent_server};
 use crate::device::{
     self, Device, capacity, device_size, open_direct, read_direct, round_trip, sysfs, wait_idle,
 };
-use crate::process::{have, wait_for};
+use crate::kmsg::Log;
+use crate::process::{PATIENCE, describe_task, have, wait_for};
 use crate::server::{Command, Export, Server};
 use crate::uevent::Uevents;
 
@@ -31,6 +35,12 @@ pub const TESTS: &[Test] = &[
     ),
     Test::new("size.large_blocks", "block sizes above the page's, up to 64 KiB", large_blocks),
     Test::new("size.resize", "NBD_SET_SIZE of a running device changes its capacity", resize),
+    Test::new(
+        "size.block_size_silent",
+        "NBD_SET_BLKSIZE does not wait for a silent server: EBUSY, and the block size stays",
+        block_size_silent,
+    )
+    .known_on_nbd("it waits for the server"),
     Test::new("size.odd", "a size that is not whole sectors is rounded down", odd),
     Test::new("size.huge", "an export of 4 EiB shows its size and reads at its end", huge),
     Test::new("size.uevents", "a change event at start and one at the end", uevents),
@@ -113,10 +123,41 @@ fn resize(_: &Context) -> Result<()> {
         }
         for (cmd, arg) in [(device::req::SET_SIZE, 1 << 63), (device::req::SET_SIZE_BLOCKS, 1 << 60)] {
             let refused = device.ioctl(cmd, arg);
-            ensure!(refused == Err(nix::errno::Errno::EINVAL), "{cmd:#x} {arg:#x} gave {refused:?}");
+            ensure!(refused == Err(Errno::EINVAL), "{cmd:#x} {arg:#x} gave {refused:?}");
             ensure!(capacity(0) == 3 << 20, "a refused size changed the capacity to {}", capacity(0));
         }
         Ok(())
+    })
+}
+
+fn block_size_silent(_: &Context) -> Result<()> {
+    let server = silent_server()?;
+    let device = Device::open(0)?;
+    let attachment = Setup::for_server(&server).attach(&device, &server)?;
+    let reader = Blocked::read(&server)?;
+    let mut log = Log::from_now()?;
+    let (sender, result) = channel();
+    let theirs = device.same_open()?;
+    std::thread::spawn(move || sender.send(theirs.ioctl(device::req::SET_BLKSIZE, 4096)));
+    let told = || describe_task(std::process::id() as i32);
+    let changed = result.recv_timeout(*PATIENCE).with_context(|| format!("it hangs\n{}", told()))?;
+    ensure!(changed == Err(Errno::EBUSY), "NBD_SET_BLKSIZE gave {changed:?}");
+    let lines = log.lines();
+    ensure!(lines.iter().any(|line| line.contains("block size")), "the log does not say why: {lines:?}");
+    ensure!(device.block_size()? == 512, "BLKSSZGET shows {}", device.block_size()?);
+    // What counts blocks counts them as they are.
+    device.ioctl(device::req::SET_SIZE_BLOCKS, 256)?;
+    ensure!(capacity(0) == 256 * 512, "256 blocks are {} bytes", capacity(0));
+    ensure!(reader.waits(), "the reader has ended");
+    attachment.detach()?;
+    reader.fails("NBD_DISCONNECT")?;
+    // A server that answers does not stand in the way.
+    drop(device);
+    let server = Server::new(Export::memory(1 << 20)?);
+    with_attached(&server, Setup::for_server(&server), |device| {
+        device.ioctl(device::req::SET_BLKSIZE, 4096)?;
+        ensure!(device.block_size()? == 4096, "BLKSSZGET shows {}", device.block_size()?);
+        round_trip(&open_direct("/dev/nbd0")?, 4096, &[0x44; 4096])
     })
 }
 
@@ -184,7 +225,7 @@ fn pid(_: &Context) -> Result<()> {
 }
 
 /// An image with two partitions, made by sfdisk; unaligned on purpose.
-fn partitioned(context: &Context, label: &str) -> Result<Server> {
+pub fn partitioned(context: &Context, label: &str) -> Result<Server> {
     if !have("sfdisk") {
         return skip("there is no sfdisk");
     }

@@ -20,7 +20,7 @@ pub const TESTS: &[Test] = &[
 const SIZE: u64 = 1 << 20;
 
 /// The trace of the events that were switched on, with a buffer of its own; gone when dropped.
-struct Trace(PathBuf);
+pub struct Trace(PathBuf);
 
 impl Trace {
     const EVENTS: [&str; 5] = [
@@ -31,7 +31,38 @@ impl Trace {
         "nbd_payload_received",
     ];
 
+    /// Switches tracepoints of the driver on.
     fn start(events: &[&str]) -> Result<Trace> {
+        let trace = Trace::new()?;
+        for event in events {
+            let switch = trace.0.join(format!("events/nbd/{event}/enable"));
+            if !switch.exists() {
+                bail!("there is no tracepoint nbd:{event}");
+            }
+            fs::write(switch, "1")?;
+        }
+        Ok(trace)
+    }
+
+    /// Switches one of the kernel's own tracepoints on, for what a filter lets through. None, if there is none.
+    pub fn filtered(event: &str, filter: &str) -> Result<Option<Trace>> {
+        let trace = Trace::new()?;
+        let event = trace.0.join("events").join(event);
+        if !event.exists() {
+            return Ok(None);
+        }
+        fs::write(event.join("filter"), filter).context("set the filter")?;
+        fs::write(event.join("enable"), "1")?;
+        Ok(Some(trace))
+    }
+
+    /// Nothing is recorded any more.
+    pub fn stop(&self) -> Result<()> {
+        fs::write(self.0.join("tracing_on"), "0").context("stop the trace")
+    }
+
+    /// Without an event switched on.
+    fn new() -> Result<Trace> {
         let dir = Path::new("/sys/kernel/tracing");
         if !dir.join("instances").exists() {
             let flags = nix::mount::MsFlags::empty();
@@ -43,18 +74,11 @@ impl Trace {
         let trace = Trace(dir.join("instances/rnbd-test"));
         let _ = fs::remove_dir(&trace.0);
         fs::create_dir(&trace.0).context("make a trace instance")?;
-        for event in events {
-            let switch = trace.0.join(format!("events/nbd/{event}/enable"));
-            if !switch.exists() {
-                bail!("there is no tracepoint nbd:{event}");
-            }
-            fs::write(switch, "1")?;
-        }
         Ok(trace)
     }
 
     /// Lines of one event.
-    fn lines(&self, event: &str) -> Result<Vec<String>> {
+    pub fn lines(&self, event: &str) -> Result<Vec<String>> {
         let text = fs::read_to_string(self.0.join("trace"))?;
         let mark = format!(" {event}: ");
         Ok(text.lines().filter(|line| line.contains(&mark)).map(str::to_owned).collect())
@@ -63,7 +87,7 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        let _ = fs::write(self.0.join("events/nbd/enable"), "0");
+        let _ = fs::write(self.0.join("events/enable"), "0");
         let _ = fs::remove_dir(&self.0);
     }
 }

@@ -4,16 +4,20 @@
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::errno::Errno;
 
 use super::attached::{self, Attached};
 use super::{connected, ok};
 use crate::attach::{Setup, with_attached};
-use crate::device::{flag, open_direct, round_trip, wait_idle};
+use crate::blocked::{Blocked, silent_server};
+use crate::device::{Device, flag, node, open_direct, req, round_trip, wait_idle};
+use crate::mounted::{Mounted, mkfs_ext4};
 use crate::netlink::{Client, Listener, Message, attr, attr_u32, attr_u64, command, to_bytes};
-use crate::process::{PATIENCE, hold_open};
-use crate::server::{Export, Server, Transport};
-use crate::tests::{Context, Test};
+use crate::process::{PATIENCE, fork_child, have, hold_open};
+use crate::server::{Command as Asked, Export, Server, Transport};
+use crate::tests::data::alarm_storm;
+use crate::tests::{Context, Test, skip};
 
 pub const TESTS: &[Test] = &[
     Test::new(
@@ -26,6 +30,19 @@ pub const TESTS: &[Test] = &[
         .incident()
         .known_on_nbd("EBUSY for as long as anybody has it open"),
     Test::new("netlink.connect_free", "the first free device is one that nobody has open", free),
+    Test::new(
+        "netlink.connect_claimed",
+        "a mounted ext4 of the last attachment keeps its device; without an index another one is taken",
+        claimed,
+    )
+    .limit(120)
+    .known_on_nbd("EBUSY, and no word of who has the device"),
+    Test::new(
+        "netlink.draining_signal",
+        "CONNECT and DISCONNECT wait for the end of the last attachment, and a signal ends that with EINTR",
+        draining_signal,
+    )
+    .known_on_nbd("EBUSY: NBD_DISCONNECT does not end what netlink has attached"),
 ];
 
 fn link_dead(_: &Context) -> Result<()> {
@@ -92,4 +109,65 @@ fn free(_: &Context) -> Result<()> {
     }
     drop(holder);
     Ok(())
+}
+
+fn claimed(context: &Context) -> Result<()> {
+    if !have("mkfs.ext4") {
+        return skip("there is no mkfs.ext4");
+    }
+    const SIZE: u64 = 16 << 20;
+    let client = Client::open()?;
+    let server = Server::new(Export::memory(SIZE)?);
+    let device = Attached::new(&server, 1, &[])?;
+    mkfs_ext4("/dev/nbd0")?;
+    let mounted = Mounted::new(context, &node(0), "ext4")?;
+    device.disconnect()?;
+    let other = Server::new(Export::memory(SIZE)?);
+    // Its own owner, to the same size: only RECONFIGURE puts another socket under what is in use.
+    match attached::connect(&client, Some(0), &other, 1, &[])? {
+        Ok(_) => bail!("another image was attached under a mounted filesystem"),
+        Err(refusal) => {
+            println!("{refusal:?}");
+            ensure!(refusal.errno == Errno::EBUSY, "refused, but not with EBUSY: {refusal:?}");
+            ensure!(refusal.text.contains("a mounted filesystem"), "it is not said who has it: {refusal:?}");
+        }
+    }
+    let index = ok(attached::connect(&client, None, &other, 1, &[])?)?;
+    ensure!(index == 1, "device {index} was attached");
+    ok(client.disconnect(index)?)?;
+    let seen = other.seen_of(Asked::Write);
+    ensure!(seen.is_empty(), "what was written to the mounted filesystem came to the other server: {seen:?}");
+    mounted.unmount()?;
+    let device = Attached::new(&other, 1, &[]).context("after umount")?;
+    device.works()?;
+    device.detach()
+}
+
+fn draining_signal(_: &Context) -> Result<()> {
+    let server = silent_server()?;
+    let device = Attached::new(&server, 1, &[])?;
+    let reader = Blocked::read(&server)?;
+    let next = Server::new(Export::memory(1 << 20)?);
+    let offered = attached::sockets(&next, 1)?;
+    let fds = attached::fds(&offered);
+    Device::open(0)?.ioctl(req::DISCONNECT, 0)?;
+    let mut child = fork_child(&fds, |_| {
+        let client = Client::open()?;
+        alarm_storm()?;
+        let connected = client.connect(Some(0), 1 << 20, &fds, &[])?.map(drop);
+        let disconnected = client.disconnect(0)?;
+        for (what, answer) in [("CONNECT", connected), ("DISCONNECT", disconnected)] {
+            let interrupted = matches!(&answer, Err(refusal) if refusal.errno == Errno::EINTR);
+            ensure!(interrupted, "{what} was answered with {answer:?}");
+            ensure!(answer.is_err_and(|refusal| !refusal.text.is_empty()), "{what}: it is not said why");
+        }
+        Ok(())
+    })?;
+    child.success()?;
+    reader.fails("NBD_DISCONNECT")?;
+    attached::speaks(&offered[0])?;
+    drop((device, offered));
+    let device = Attached::new(&next, 1, &[]).context("without a signal")?;
+    device.works()?;
+    device.detach()
 }

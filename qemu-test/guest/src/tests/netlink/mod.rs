@@ -2,7 +2,7 @@
 //! The generic netlink family. What nbd.ko answers is what is asked for.
 
 mod attach;
-mod attached;
+pub mod attached;
 mod backend;
 mod bounded;
 mod client;
