@@ -29,9 +29,10 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 
 /// `rnbdctl.8`, and a page for each subcommand.
 fn manual(directory: &Path) -> Result<()> {
-    let mut command = Cli::command().after_help("").after_long_help("");
+    // What `rnbdctl help` does needs no page.
+    let mut command = Cli::command().after_help("").after_long_help("").disable_help_subcommand(true);
     command.build();
-    let main = Man::new(command.clone()).section("8").manual("System Administration");
+    let main = page_of(&command);
     let mut page = Vec::new();
     main.render_title(&mut page)?;
     main.render_name_section(&mut page)?;
@@ -46,15 +47,17 @@ fn manual(directory: &Path) -> Result<()> {
     write(directory, "rnbdctl.8", &page)?;
     for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
         let name = subcommand.get_name();
-        if name == "help" {
-            continue;
-        }
         let mut page = Vec::new();
-        Man::new(subcommand.clone()).section("8").manual("System Administration").render(&mut page)?;
+        page_of(subcommand).render(&mut page)?;
         prose(&mut page, "SEE ALSO", &["rnbdctl(8)"])?;
         write(directory, &format!("rnbdctl-{name}.8"), &page)?;
     }
     Ok(())
+}
+
+fn page_of(command: &clap::Command) -> Man {
+    let source = format!("rnbdctl {}", env!("CARGO_PKG_VERSION"));
+    Man::new(command.clone()).section("8").manual("System Administration").source(source)
 }
 
 const FILES: [&str; 3] = [
@@ -104,6 +107,7 @@ mod tests {
         let page = read("rnbdctl.8");
         assert!(page.contains(".TH rnbdctl 8"), "{page}");
         assert!(page.contains("EXIT STATUS") && page.contains("rnbdctl\\-connect(8)"), "{page}");
+        assert!(!page.contains("help(8)"), "a page that is not there is named: {page}");
         assert!(!page.contains("generate"), "a hidden command is in the manual: {page}");
         let page = read("rnbdctl-connect.8");
         assert!(page.contains(".TH rnbdctl-connect 8") && page.contains("dead\\-timeout"), "{page}");
