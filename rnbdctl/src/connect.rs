@@ -124,7 +124,7 @@ fn block_size(export: &Export, asked: Option<u32>) -> Result<u32> {
         return Err(Failure::new(Kind::Server, told).into());
     }
     if let Some(rest) = export.size.checked_rem(block_size.into()).filter(|rest| *rest != 0) {
-        anstream::eprintln!(
+        eprintln!(
             "rnbdctl: the export's last {rest} bytes are no whole block of {block_size} bytes, and cannot be reached"
         );
     }
@@ -159,7 +159,7 @@ fn keep_to_maximum(index: u32, export: &Export) {
         return;
     }
     if let Err(error) = fs::write(&path, maximum.to_string()) {
-        anstream::eprintln!(
+        eprintln!(
             "rnbdctl: nbd{index}: the server takes requests of {} bytes at most, and the device cannot be held to that: {}",
             sizes.maximum,
             text::plain(&error)

@@ -21,6 +21,11 @@ use crate::tests::{Checks, Context, Test, ours_only};
 pub const TESTS: &[Test] = &[
     Test::new("rnbdctl.status", "tells devices that are idle, attached and open, with either driver", status)
         .quick(),
+    Test::new(
+        "rnbdctl.status_incident",
+        "tells what a client that died has left, and who keeps it",
+        dead_client,
+    ),
     Test::new("rnbdctl.status_setup", "tells a living owner's setup from an orphan", setup),
     Test::new(
         "rnbdctl.status_requests",
@@ -77,6 +82,30 @@ fn status(context: &Context) -> Result<()> {
     let says_why =
         if rnbd { "that does not keep it from being attached" } else { "Device being setup by another task" };
     says(&diagnosis(&held), &[&format!("{} (", holder.pid()), says_why])?;
+    drop(holder);
+    checks.done()
+}
+
+fn dead_client(context: &Context) -> Result<()> {
+    let server = Server::new(Export::memory(1 << 20)?);
+    let mut client = Setup::for_server(&server).attach_in_child(0, &server)?;
+    let pid = client.pid();
+    let attached = of("nbd0")?;
+    let mut checks = Checks::default();
+    checks.equal("its owner", &attached["owner"]["pid"], &json!(pid));
+    checks.equal("its owner's life", &attached["owner"]["alive"], &json!(true));
+    says(&diagnosis(&attached), &[&format!("It is attached, as long as {pid} (")])?;
+    let holder = hold_open(node(0))?;
+    client.kill()?;
+    server.wait_closed()?;
+    let keeps = format!("{} (", holder.pid());
+    if context.driver == Driver::Nbd {
+        let left = format!("process {pid}, which did that by ioctl, is gone");
+        says(&diagnosis(&of("nbd0")?), &[&left, "fails with EBUSY", &keeps])?;
+    } else {
+        wait_for("the device to be idle", || of("nbd0").is_ok_and(|now| now["state"] == json!("idle")))?;
+        says(&diagnosis(&of("nbd0")?), &["It is free", &keeps, "that does not keep it from being attached"])?;
+    }
     drop(holder);
     checks.done()
 }
