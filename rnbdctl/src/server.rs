@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Connections to a server, through the handshake, for the kernel to go on with.
 
+#[cfg(test)]
+mod real;
+
 use std::io::{self, Read, Write};
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsRawFd, RawFd};
@@ -183,11 +186,21 @@ impl Write for Bounded<'_> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A new one.
+    pub fn directory() -> PathBuf {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("rnbdctl-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        directory
+    }
 
     /// A server at a path that does `serve` with each of its first `clients`.
     fn open(
@@ -196,10 +209,7 @@ mod tests {
         connections: usize,
         serve: fn(&Socket),
     ) -> (Result<Session>, std::thread::JoinHandle<Vec<u8>>) {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir().join(format!("rnbdctl-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
+        let directory = directory();
         let path = directory.join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let script = std::thread::spawn(move || {
