@@ -3,7 +3,7 @@
 # (What Kbuild builds is in Kbuild.)
 
 .DEFAULT_GOAL := module
-.PHONY: module demo test soak kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
+.PHONY: module demo test soak kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri deb deb-test install uninstall help
 
 # DEBUG=1: the debug kernel instead of the stock one.
 debug := $(if $(DEBUG),--debug)
@@ -46,6 +46,18 @@ miri: ## run the tests of protocol/ under miri, with a nightly toolchain of rust
 
 selftest: ## provoke each kind of failure in a machine, and see that the harness tells it
 	@toolchain/qemu selftest
+
+deb: ## build the Debian packages, print their paths
+	@toolchain/deb
+
+deb-test: ## install the package in a Debian system of its own, boot that, see that rnbd is there; and purge it again
+	@toolchain/deb-test
+
+install: ## install rnbd.ko into the running kernel, or KDIR=DIR: the kernel with that build directory; DESTDIR=DIR: below it
+	@toolchain/install "$(KDIR)" "$(DESTDIR)"
+
+uninstall: ## remove it again
+	@toolchain/install --remove "$(KDIR)" "$(DESTDIR)"
 
 check: ## formatting, lints, documentation, no unsafe code where there must be none
 	@toolchain/check
