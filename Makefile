@@ -50,10 +50,10 @@ selftest: ## provoke each kind of failure in a machine, and see that the harness
 deb: ## build the Debian packages, print their paths
 	@toolchain/deb
 
-deb-test: ## install the package in a Debian system of its own, boot that, see that rnbd is there; and purge it again
+deb-test: ## install the package in a Debian system of its own, boot that, see that rnbd is there; purge it again
 	@toolchain/deb-test
 
-install: ## install rnbd.ko into the running kernel, or KDIR=DIR: the kernel with that build directory; DESTDIR=DIR: below it
+install: ## install rnbd.ko for the running kernel, or for that of KDIR=DIR; DESTDIR=DIR: below it
 	@toolchain/install "$(KDIR)" "$(DESTDIR)"
 
 uninstall: ## remove it again
