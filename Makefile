@@ -3,7 +3,7 @@
 # (What Kbuild builds is in Kbuild.)
 
 .DEFAULT_GOAL := module
-.PHONY: module demo test soak kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri deb deb-test install uninstall help
+.PHONY: module demo test soak kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri rnbdctl deb deb-test install uninstall help
 
 # DEBUG=1: the debug kernel instead of the stock one.
 debug := $(if $(DEBUG),--debug)
@@ -37,6 +37,9 @@ paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root ar
 
 debug-kernel: ## build the kernel with KASAN, lockdep and the like, if there is none; print its directory
 	@toolchain/debug-kernel
+
+rnbdctl: ## build rnbdctl, its manual pages and completions; print the directory that holds them
+	@toolchain/rnbdctl
 
 host-test: ## run the tests that need no kernel
 	@toolchain/host-test

@@ -12,7 +12,6 @@ mod kunit;
 mod leaks;
 mod modules;
 mod mounted;
-mod netlink;
 mod process;
 mod puppet;
 mod runner;
@@ -23,6 +22,7 @@ mod uevent;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nbd_netlink as netlink;
 
 #[derive(Parser)]
 #[command(
@@ -58,7 +58,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    netlink::set_patience(*process::PATIENCE);
+    let result = match command {
         Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::List { selection, names_only } => {

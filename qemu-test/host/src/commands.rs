@@ -122,6 +122,11 @@ fn exists(option: &str, path: &Path) -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("{option}: {} is not there", path.display()))
 }
 
+/// A program that is built together with this one.
+fn beside(name: &str) -> Result<PathBuf> {
+    exists(name, &std::env::current_exe()?.with_file_name(name))
+}
+
 impl Places {
     /// Makes the folder for logs and the initramfs with `job`, a shell script.
     fn prepare(
@@ -146,6 +151,7 @@ impl Places {
             module: module.as_deref(),
             c_module: &exists("--c-module", &self.c_module)?,
             test_program: &self.test_program()?,
+            control_program: &beside("rnbdctl")?,
         };
         let folder = runs::next(&self.work.join("runs"), name)?;
         terminal.busy("initramfs");
@@ -171,7 +177,7 @@ impl Places {
     fn test_program(&self) -> Result<PathBuf> {
         match &self.test_program {
             Some(path) => exists("--test-program", path),
-            None => exists("--test-program", &std::env::current_exe()?.with_file_name("rnbd-test")),
+            None => beside("rnbd-test"),
         }
     }
 

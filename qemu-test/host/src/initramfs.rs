@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The guest's root: an initramfs in two parts. The base (programs, libraries, kernel modules) is kept and made
-//! again only when one of its sources changes; the overlay (our module, our test program, the job) is small and
+//! again only when one of its sources changes; the overlay (our module, our programs, the job) is small and
 //! made for each boot. The kernel unpacks one after the other.
 
 mod archive;
@@ -45,6 +45,8 @@ pub struct Sources<'a> {
     pub c_module: &'a Path,
     /// `rnbd-test`.
     pub test_program: &'a Path,
+    /// `rnbdctl`.
+    pub control_program: &'a Path,
 }
 
 /// Makes the initramfs for one boot, at `to`. `store` keeps the base from one boot to the next.
@@ -151,5 +153,6 @@ fn overlay_tree(sources: &Sources, job: &str) -> Tree {
         tree.add("modules/rnbd.ko", Node::Copy(module.to_owned()));
     }
     tree.add("usr/bin/rnbd-test", Node::Copy(sources.test_program.to_owned()));
+    tree.add("usr/bin/rnbdctl", Node::Copy(sources.control_program.to_owned()));
     tree
 }

@@ -19,6 +19,7 @@ mod own;
 mod params;
 mod persist;
 mod race;
+mod rnbdctl;
 mod size;
 mod state;
 mod stuck;
@@ -142,6 +143,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
     .chain(fault::TESTS)
     .chain(netlink::TESTS)
     .chain(hostile::TESTS)
+    .chain(rnbdctl::TESTS)
     .flatten()
 }
 

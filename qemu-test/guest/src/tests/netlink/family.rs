@@ -7,13 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP};
-use netlink_packet_generic::ctrl::nlas::NlaType;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
 use super::{found, ok, reply_of_free};
 use crate::modules::Driver;
-use crate::netlink::{Answer, Client, Family, Message, Operation, attr, command};
+use crate::netlink::{Answer, Client, Family, Message, NlaType, Operation, attr, command};
 use crate::process::{fork_child, wait_for};
 use crate::tests::{Checks, Context, Test};
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A client of the generic netlink family `nbd`: its commands, and its notifications.
+//! A client of the kernel's generic netlink family `nbd`: its commands, and its notifications. nbd.ko has it, and
+//! rnbd.ko.
 
 mod family;
 mod talk;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,66 +15,103 @@ use netlink_packet_core::{
 use netlink_packet_generic::{GenlFamily, GenlHeader};
 use netlink_sys::Socket;
 
-pub use family::{Family, NAME, Operation};
-pub use talk::Refusal;
+pub use family::{Family, NAME, NlaType, Operation};
+pub use talk::{Refusal, set_patience};
 use talk::{bound_socket, exchange, readable, received};
 
 /// The commands of `uapi/linux/nbd-netlink.h`.
 pub mod command {
+    /// Attaches a device to sockets.
     pub const CONNECT: u8 = 1;
+    /// Detaches a device.
     pub const DISCONNECT: u8 = 2;
+    /// Changes an attached device, or gives it other sockets.
     pub const RECONFIGURE: u8 = 3;
+    /// A notification: a connection of a device is dead.
     pub const LINK_DEAD: u8 = 4;
+    /// Which devices there are, and which are in use.
     pub const STATUS: u8 = 5;
 }
 
 /// The attributes of `uapi/linux/nbd-netlink.h`.
 pub mod attr {
+    /// `u32`: the number of the device.
     pub const INDEX: u16 = 1;
+    /// `u64`: the size of the export.
     pub const SIZE_BYTES: u16 = 2;
+    /// `u64`: the logical block size.
     pub const BLOCK_SIZE_BYTES: u16 = 3;
+    /// `u64`: seconds that a request may take.
     pub const TIMEOUT: u16 = 4;
+    /// `u64`: the transmission flags of the export.
     pub const SERVER_FLAGS: u16 = 5;
+    /// `u64`: what the driver is to do by itself, [`client_flag`](super::client_flag).
     pub const CLIENT_FLAGS: u16 = 6;
+    /// Nested: the sockets.
     pub const SOCKETS: u16 = 7;
+    /// `u64`: seconds that requests wait for a connection when all are dead.
     pub const DEAD_CONN_TIMEOUT: u16 = 8;
+    /// Nested: the devices that STATUS tells of.
     pub const DEVICE_LIST: u16 = 9;
+    /// String: which backend it is.
     pub const BACKEND_IDENTIFIER: u16 = 10;
     /// The highest that nbd.ko has.
     pub const MAX: u16 = BACKEND_IDENTIFIER;
 
     // rnbd's own.
+    /// Flag: sockets are for live connections too.
     pub const HANDOVER: u16 = 64;
+    /// `u32`, in a reply: how many of the sockets were taken.
     pub const SOCKETS_TAKEN: u16 = 65;
+    /// `u32`, in a reply: how many were not.
     pub const SOCKETS_LEFT: u16 = 66;
 
+    /// Nested, in the list of sockets.
     pub const SOCK_ITEM: u16 = 1;
+    /// `u32`, in an item: the file descriptor.
     pub const SOCK_FD: u16 = 1;
+    /// Nested, in the list of devices.
     pub const DEVICE_ITEM: u16 = 1;
+    /// `u32`, in an item: the number of the device.
     pub const DEVICE_INDEX: u16 = 1;
+    /// `u8`, in an item: whether it is in use.
     pub const DEVICE_CONNECTED: u16 = 2;
 }
 
+/// Bits of [`attr::CLIENT_FLAGS`], of `uapi/linux/nbd.h`.
+pub mod client_flag {
+    /// The device goes when it is disconnected.
+    pub const DESTROY_ON_DISCONNECT: u64 = 1 << 0;
+    /// It is disconnected when it is closed for the last time.
+    pub const DISCONNECT_ON_CLOSE: u64 = 1 << 1;
+}
+
+/// An attribute without a value.
 pub fn attr_flag(number: u16) -> DefaultNla {
     DefaultNla::new(number, vec![])
 }
 
+/// An attribute with a `u8`.
 pub fn attr_u8(number: u16, value: u8) -> DefaultNla {
     DefaultNla::new(number, vec![value])
 }
 
+/// An attribute with a `u32`.
 pub fn attr_u32(number: u16, value: u32) -> DefaultNla {
     DefaultNla::new(number, value.to_ne_bytes().to_vec())
 }
 
+/// An attribute with a `u64`.
 pub fn attr_u64(number: u16, value: u64) -> DefaultNla {
     DefaultNla::new(number, value.to_ne_bytes().to_vec())
 }
 
+/// An attribute with a string, which the kernel wants ended by NUL.
 pub fn attr_string(number: u16, value: &str) -> DefaultNla {
     DefaultNla::new(number, [value.as_bytes(), b"\0"].concat())
 }
 
+/// An attribute with attributes in it.
 pub fn attr_nested(number: u16, inner: &[DefaultNla]) -> DefaultNla {
     DefaultNla::new(number, to_bytes(inner))
 }
@@ -110,7 +148,9 @@ pub fn value(attribute: &DefaultNla) -> Vec<u8> {
 /// A message of the family: its command, and its attributes' bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
+    /// One of [`command`].
     pub command: u8,
+    /// Its attributes.
     pub payload: Vec<u8>,
 }
 
@@ -160,7 +200,9 @@ pub type Answer<T> = Result<T, Refusal>;
 /// A device as STATUS tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
+    /// The number of the device.
     pub index: u32,
+    /// 1 if it is in use. What that means differs between the drivers.
     pub connected: u8,
 }
 
@@ -182,6 +224,7 @@ impl Client {
         Ok(Client { socket: bound_socket()?, family: family.id })
     }
 
+    /// The socket, to wait for it.
     pub fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
@@ -276,6 +319,7 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Joins the group.
     pub fn open() -> Result<Listener> {
         let family = Family::find()?.context("there is no generic netlink family nbd")?;
         let group = family.groups.iter().find(|(name, _)| name == family::GROUP);
@@ -283,6 +327,11 @@ impl Listener {
         let socket = bound_socket()?;
         socket.add_membership(*group).context("join the multicast group")?;
         Ok(Listener { socket, family: family.id })
+    }
+
+    /// The socket, to wait for it.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// What comes next, if anything comes within `bound`.

@@ -2,7 +2,8 @@
 //! Requests and answers on a generic netlink socket, with what the kernel says beside the errno.
 
 use std::fmt::Debug;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsFd as _;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -17,7 +18,15 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{from_bytes, value};
-use crate::process::PATIENCE;
+
+static PATIENCE: OnceLock<Duration> = OnceLock::new();
+
+/// How long an answer is awaited in this process. For ever, unless this was called: an operation may have to wait for
+/// the end of the last attachment.
+pub fn set_patience(bound: Duration) {
+    // What was said first holds.
+    let _ = PATIENCE.set(bound);
+}
 
 /// Attributes of an error message (`NLMSGERR_ATTR_*`).
 const ERROR_TEXT: u16 = 1;
@@ -30,6 +39,7 @@ const HEADER: usize = 16;
 /// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
+    /// The error itself.
     pub errno: Errno,
     /// The extended ack's message; empty if there is none.
     pub text: String,
@@ -50,10 +60,8 @@ pub fn bound_socket() -> Result<Socket> {
 
 /// Waits until something can be read.
 pub fn readable(socket: &Socket, bound: Duration) -> Result<bool> {
-    // SAFETY: the socket is borrowed, and open, for the whole function.
-    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
     let bound = PollTimeout::try_from(bound).context("a wait that is too long")?;
-    Ok(poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], bound)? > 0)
+    Ok(poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], bound)? > 0)
 }
 
 enum Part<F> {
@@ -146,7 +154,10 @@ where
     send(socket, &bytes)?;
     let mut replies = Vec::new();
     loop {
-        ensure!(readable(socket, *PATIENCE)?, "netlink did not answer for {} s", PATIENCE.as_secs());
+        if let Some(patience) = PATIENCE.get() {
+            let seconds = patience.as_secs();
+            ensure!(readable(socket, *patience)?, "netlink did not answer for {seconds} s");
+        }
         for (header, part) in datagram(socket)? {
             ensure!(header.sequence_number == sequence, "an answer to another request: {header:?}");
             match part {

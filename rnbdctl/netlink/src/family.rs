@@ -6,20 +6,24 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_generic::constants::GENL_ID_CTRL;
+pub use netlink_packet_generic::ctrl::nlas::NlaType;
 use netlink_packet_generic::ctrl::nlas::{
-    GenlCtrlAttrs, McastGrpAttrs, NlPolicyTypeAttrs, NlaType, OpAttrs, OppolicyIndexAttr,
+    GenlCtrlAttrs, McastGrpAttrs, NlPolicyTypeAttrs, OpAttrs, OppolicyIndexAttr,
 };
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use nix::errno::Errno;
 
 use super::talk::{bound_socket, exchange};
 
+/// Its name.
 pub const NAME: &str = "nbd";
+/// The multicast group that is told of dead connections.
 pub const GROUP: &str = "nbd_mc_group";
 
 /// A command that the family has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Operation {
+    /// Its number.
     pub command: u32,
     /// `GENL_CMD_CAP_*` and its like.
     pub flags: u32,
@@ -35,10 +39,15 @@ impl Operation {
 /// The family, as it is registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Family {
+    /// The number that messages to it bear.
     pub id: u16,
+    /// Its version.
     pub version: u32,
+    /// Bytes of its own header, behind the generic one.
     pub header_size: u32,
+    /// The highest attribute.
     pub max_attribute: u32,
+    /// What can be asked of it.
     pub operations: Vec<Operation>,
     /// Names and numbers.
     pub groups: Vec<(String, u32)>,
