@@ -53,6 +53,18 @@ miri: ## run the tests of protocol/ under miri, with a nightly toolchain of rust
 selftest: ## provoke each kind of failure in a machine, and see that the harness tells it
 	@toolchain/qemu selftest
 
+deb: ## build the Debian packages, print their paths
+	@toolchain/deb
+
+deb-test: ## install the package in a Debian system of its own, boot that, see that rnbd is there; purge it again
+	@toolchain/deb-test
+
+install: ## install rnbd.ko for the running kernel, or for that of KDIR=DIR; DESTDIR=DIR: below it
+	@toolchain/install "$(KDIR)" "$(DESTDIR)"
+
+uninstall: ## remove it again
+	@toolchain/install --remove "$(KDIR)" "$(DESTDIR)"
+
 check: ## formatting, lints, documentation, no unsafe code where there must be none
 	@toolchain/check
 
