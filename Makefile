@@ -47,6 +47,9 @@ rnbdctl: ## build rnbdctl, its manual pages and completions; print the directory
 host-test: ## run the tests that need no kernel
 	@toolchain/host-test
 
+fuzz: ## fuzz what protocol/ makes of a server's replies, for a minute; SECONDS=N: as long as that
+	@toolchain/fuzz $(SECONDS)
+
 miri: ## run the tests of protocol/ under miri, with a nightly toolchain of rustup's
 	@toolchain/miri
 
