@@ -14,6 +14,7 @@ mod modules;
 mod mounted;
 mod process;
 mod puppet;
+mod races;
 mod runner;
 mod server;
 mod tests;
