@@ -17,6 +17,7 @@ mod puppet;
 mod races;
 mod runner;
 mod server;
+mod swap;
 mod tests;
 mod uevent;
 
