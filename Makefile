@@ -17,7 +17,7 @@ demo: ## boot that kernel and show the driver at work with real programs
 test: ## run all tests, on the host and in the machine; T="NAME GLOB": only those; DEBUG=1: in the debug kernel
 	@toolchain/test $(debug) $(T)
 
-soak: ## run what can go on for ever, ten minutes of each, and races under KCSAN; T="NAME GLOB": only those; DEBUG=1|kcsan: in that kernel
+soak: ## run what can go on for ever, ten minutes of each; T="NAME GLOB": only those; DEBUG=1 or kcsan: in that kernel
 	@toolchain/soak $(debug) $(T)
 
 kunit: ## run the tests that are part of the module, in the debug kernel
@@ -38,7 +38,7 @@ profile: ## run a job of the benchmark under perf: JOB=randread-4k-qd32-1conn-un
 paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root are; DEBUG=1: the debug kernel too
 	@toolchain/paths $(debug)
 
-debug-kernel: ## build the kernel with KASAN, lockdep and the like, if there is none; print its directory; DEBUG=kcsan: with KCSAN
+debug-kernel: ## build the kernel with KASAN, lockdep and the like, if there is none; print its directory; DEBUG=kcsan: the other
 	@toolchain/debug-kernel $(filter kcsan,$(DEBUG))
 
 rnbdctl: ## build rnbdctl, its manual pages and completions; print the directory that holds them
