@@ -88,7 +88,7 @@ fn swap(_: &Context) -> Result<()> {
     let before = swapped()?;
     served.starve(|| {
         // Each page is full of a word that tells which one it is, and which time it was written.
-        let word = |part: usize, page: usize, version: u64| ((part << 32 | page) as u64) << 8 | version;
+        let word = |part: usize, page: usize, version: u64| ((((part << 32) | page) as u64) << 8) | version;
         let work = |part: usize, words: &mut [u64]| -> Result<()> {
             for version in 1..=3 {
                 for (page, words) in words.chunks_exact_mut(PAGE / size_of::<u64>()).enumerate() {
