@@ -5,8 +5,8 @@
 .DEFAULT_GOAL := module
 .PHONY: $(shell sed -n 's/^\([a-z-]*\): \#\#.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
-# DEBUG=1: the debug kernel instead of the stock one.
-debug := $(if $(DEBUG),--debug)
+# DEBUG=1: the debug kernel instead of the stock one. DEBUG=kcsan: the one that looks for data races.
+debug := $(if $(DEBUG),--debug$(if $(filter kcsan,$(DEBUG)),=kcsan))
 
 module: ## build rnbd.ko for the stock kernel; KDIR=DIR: for the kernel with that build directory
 	@toolchain/module "$(KDIR)"
@@ -17,7 +17,7 @@ demo: ## boot that kernel and show the driver at work with real programs
 test: ## run all tests, on the host and in the machine; T="NAME GLOB": only those; DEBUG=1: in the debug kernel
 	@toolchain/test $(debug) $(T)
 
-soak: ## run what can go on for ever, ten minutes of each; T="NAME GLOB": only those; DEBUG=1: in the debug kernel
+soak: ## run what can go on for ever, ten minutes of each; T="NAME GLOB": only those; DEBUG=1 or kcsan: in that kernel
 	@toolchain/soak $(debug) $(T)
 
 kunit: ## run the tests that are part of the module, in the debug kernel
@@ -38,14 +38,17 @@ profile: ## run a job of the benchmark under perf: JOB=randread-4k-qd32-1conn-un
 paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root are; DEBUG=1: the debug kernel too
 	@toolchain/paths $(debug)
 
-debug-kernel: ## build the kernel with KASAN, lockdep and the like, if there is none; print its directory
-	@toolchain/debug-kernel
+debug-kernel: ## build the kernel with KASAN, lockdep and the like, if there is none; print its directory; DEBUG=kcsan: the other
+	@toolchain/debug-kernel $(filter kcsan,$(DEBUG))
 
 rnbdctl: ## build rnbdctl, its manual pages and completions; print the directory that holds them
 	@toolchain/rnbdctl
 
 host-test: ## run the tests that need no kernel
 	@toolchain/host-test
+
+fuzz: ## fuzz what protocol/ makes of a server's replies, for a minute; SECONDS=N: as long as that
+	@toolchain/fuzz $(SECONDS)
 
 miri: ## run the tests of protocol/ under miri, with a nightly toolchain of rustup's
 	@toolchain/miri

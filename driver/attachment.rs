@@ -17,6 +17,7 @@ use crate::{
         ratelimit::RateLimit,
     },
     protocol::{
+        fallback::{self, Fate},
         flags::TransmissionFlags,
         request::{Claim, Route},
     },
@@ -170,9 +171,7 @@ impl Attachment {
 
     /// The connection that requests of a hardware queue are for, alive or dead.
     pub(super) fn own(&self, queue: u32) -> Option<&ConnectionRef> {
-        let own = usize::try_from(queue).ok()?;
-        self.connections
-            .get(own.checked_rem(self.connections.len())?)
+        fallback::own(&self.connections, queue)
     }
 
     /// A live connection for requests of a hardware queue: its own, or the next one that lives.
@@ -180,11 +179,7 @@ impl Attachment {
         if self.draining.load(Relaxed) {
             return None;
         }
-        let own = usize::try_from(queue).ok()?;
-        let own = own.checked_rem(self.connections.len())?;
-        let (before, from) = self.connections.split_at_checked(own)?;
-        let mut in_order = Iterator::chain(from.iter(), before);
-        in_order.find(|connection| !connection.is_dead())
+        fallback::choose(&self.connections, queue, |connection| !connection.is_dead())
     }
 
     /// Kills a link of a connection, says so in the log unless that was wished for, and keeps
@@ -265,14 +260,11 @@ impl Attachment {
     /// What becomes of a request that its connection could not serve: it goes to another if there
     /// is one, or waits for one if that is wanted.
     pub(super) fn fate(&self) -> Outcome {
-        if self.is_draining() {
-            Outcome::End(Status::IoError)
-        } else if self.live() > 0 {
-            Outcome::Requeue
-        } else if self.awaits_connection() {
-            Outcome::Park
-        } else {
-            Outcome::End(Status::IoError)
+        let draining = self.is_draining();
+        match fallback::fate(draining, self.live(), || self.awaits_connection()) {
+            Fate::Fail => Outcome::End(Status::IoError),
+            Fate::Retry => Outcome::Requeue,
+            Fate::Wait => Outcome::Park,
         }
     }
 

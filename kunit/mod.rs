@@ -9,13 +9,16 @@
 //! and `protocol/`.
 
 mod bvec;
+mod cookie;
 mod deferred;
 mod disk;
 mod disk_requests;
+mod fallback;
 mod fixture;
 mod genetlink;
 mod geometry;
 mod kthread;
+mod netlink;
 mod netlink_client;
 mod pid;
 mod request;

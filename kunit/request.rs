@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The request word (`protocol/request.rs`) on the kernel's atomics, and cookies.
+//! The request word (`protocol/request.rs`) on the kernel's atomics.
 
 use super::fixture::{thread, Event};
 use crate::{
@@ -195,33 +195,6 @@ mod tests {
         word.begin(far, &mut sequence).sent();
         assert!(word.route() == Some(far));
         assert!(word.reply(word.cookie(u32::MAX), far).is_ok());
-    }
-
-    #[test]
-    fn cookies_survive_the_wire() {
-        for (sequence, tag) in [
-            (0, 0),
-            (1, TAG),
-            (u32::MAX, 0),
-            (0, u32::MAX),
-            (u32::MAX, u32::MAX),
-        ] {
-            let cookie = Cookie::new(sequence, tag);
-            let back = Cookie::from_wire(cookie.to_wire());
-            assert!(back == cookie && (back.sequence(), back.tag()) == (sequence, tag));
-        }
-    }
-
-    #[test]
-    fn requests_of_a_connection_have_cookies_of_their_own() {
-        let (one, other, mut sequence) = (
-            RealWord::default(),
-            RealWord::default(),
-            Sequence::default(),
-        );
-        let first = one.begin(HERE, &mut sequence).cookie(TAG);
-        let second = other.begin(HERE, &mut sequence).cookie(TAG);
-        assert!(first != second && first.tag() == second.tag());
     }
 
     #[test]

@@ -9,11 +9,13 @@
 //! * [`flags`]: transmission flags.
 //! * [`geometry`]: sizes and block sizes.
 //! * [`cookie`]: what names a request on the wire.
+//! * [`fallback`]: which connection a request goes over.
 //! * [`netlink`]: names and numbers of the generic netlink family.
 //! * [`request`]: the atomic word that says who may answer a request.
 //! * [`setup`]: phases, owner and socket array of a device.
 
 pub mod cookie;
+pub mod fallback;
 pub mod flags;
 pub mod geometry;
 pub mod netlink;

@@ -25,6 +25,16 @@ die() {
 	exit 1
 }
 
+# debug_variant OPTION: the debug kernel that --debug or --debug=VARIANT means.
+debug_variant() {
+	local variant=${1#--debug}
+	variant=${variant#=}
+	printf '%s\n' "${variant:-kasan}"
+}
+
+# debug_folder VARIANT: what the folders in $BUILD begin with where that kernel's module is built.
+debug_folder() { if [[ $1 == kasan ]]; then echo debug; else echo "$1"; fi; }
+
 make_cache() {
 	local status=0
 	mkdir -p -- "$CACHE" "$LOGS" "$CACHE/lock" "$CACHE/cargo-home" "$BUILD/home" 2>/dev/null || status=$?

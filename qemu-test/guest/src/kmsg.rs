@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 #[path = "../../reports.rs"]
 mod reports;
 
-use reports::REPORTS;
+use reports::{REPORTS, Race, Side};
 
 /// A reader that starts at the log's present end.
 pub struct Log(File);
@@ -50,7 +50,24 @@ pub fn complaints(lines: &[String]) -> Vec<&String> {
     // Our own marks hold the tests' names, which may be anything.
     let ours = |line: &str| line.starts_with("rnbd-test: ");
     let complains = |line: &str| REPORTS.iter().any(|complaint| line.contains(complaint));
-    lines.iter().filter(|line| !ours(line) && complains(line)).collect()
+    let mut race: Option<(&String, Race)> = None;
+    let mut found = Vec::new();
+    for line in lines.iter().filter(|line| !ours(line)) {
+        match (Race::begins(line), &mut race) {
+            (Some(begun), _) => race = Some((line, begun)),
+            (None, Some((head, open))) => match open.line(line) {
+                Side::Unknown => {}
+                Side::Ours => {
+                    found.push(*head);
+                    race = None;
+                }
+                Side::Theirs => race = None,
+            },
+            (None, None) if complains(line) => found.push(line),
+            (None, None) => {}
+        }
+    }
+    found
 }
 
 /// Writes a line to the kernel log, so that the console shows which test was running.

@@ -14,8 +14,10 @@ mod modules;
 mod mounted;
 mod process;
 mod puppet;
+mod races;
 mod runner;
 mod server;
+mod swap;
 mod tests;
 mod uevent;
 

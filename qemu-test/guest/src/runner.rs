@@ -21,6 +21,7 @@ use crate::leaks::Leaks;
 use crate::modules::{Driver, leftovers};
 use crate::netlink::Client;
 use crate::process::{descendants, describe_task, fork_child, patient, pipe, wait_for, wait_for_within};
+use crate::races::Races;
 use crate::tests::{self, Context as TestContext, Skip, Test};
 
 #[derive(clap::Args)]
@@ -105,7 +106,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     prepare_system()?;
     // What the C driver loses is its own affair.
     let leaks = if args.driver == Driver::Rnbd { Leaks::watch()? } else { None };
-    let mut ktap = Ktap::begin(selected.len() + usize::from(leaks.is_some()));
+    let races = Races::watch()?;
+    let judged = usize::from(leaks.is_some()) + usize::from(races.is_some());
+    let mut ktap = Ktap::begin(selected.len() + judged);
     for test in selected {
         if let Err(error) = run_one(args, test, &mut ktap) {
             ktap.bail_out(&format!("{error:#}").replace('\n', "; "));
@@ -114,6 +117,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     if let Some(leaks) = leaks {
         ktap.judge("kernel.leaks", &leaks.found()?);
+    }
+    if let Some(races) = races {
+        let (told, wrong) = races.summary()?;
+        ktap.diagnostic(&told);
+        ktap.judge("kernel.races", &wrong);
     }
     Ok(if ktap.all_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 #[path = "../../reports.rs"]
 mod reports;
 
-use reports::REPORTS;
+use reports::{REPORTS, Race, Side};
 
 /// Parts of a report. Alone, without a start before them, they are a report of an unknown kind.
 const PARTS: [&str; 2] = ["Call Trace:", "---[ end trace"];
@@ -58,6 +58,8 @@ pub struct Detector {
     provoked: Option<usize>,
     found: Vec<Complaint>,
     suite: Option<Suite>,
+    /// A data race, until it is known whose it is.
+    race: Option<(Race, Complaint)>,
 }
 
 /// A suite of KUnit that runs.
@@ -91,6 +93,9 @@ impl Detector {
             self.last = None;
             return false;
         }
+        if let Some(known) = self.race(text) {
+            return known;
+        }
         if !self.started || HARMLESS.iter().any(|harmless| text.contains(harmless)) {
             return false;
         }
@@ -112,6 +117,29 @@ impl Detector {
             complaint.context.push(text.to_owned());
         }
         false
+    }
+
+    /// Takes a line of a report of a data race. None if it is of another kind; true when it turns out to be ours.
+    fn race(&mut self, text: &str) -> Option<bool> {
+        if let Some(race) = Race::begins(text).filter(|_| self.started) {
+            let (text, test, line) = (text.to_owned(), self.test.clone(), self.line);
+            self.race = Some((race, Complaint { text, test, line, context: Vec::new() }));
+            return Some(false);
+        }
+        let (race, complaint) = self.race.as_mut()?;
+        complaint.context.push(text.to_owned());
+        let side = race.line(text);
+        if side == Side::Unknown && self.line - complaint.line <= REPORT_LENGTH {
+            return Some(false);
+        }
+        let (_, complaint) = self.race.take()?;
+        if side != Side::Ours {
+            return Some(false);
+        }
+        // What follows is the rest of the report.
+        self.last = Some(self.line);
+        self.found.push(complaint);
+        Some(true)
     }
 
     /// KUnit names a case when it has ended: what the kernel complained of since the one before is that case's.
@@ -202,6 +230,7 @@ mod tests {
             "sysfs: cannot create duplicate filename '/devices/virtual/block/nbd0'",
             "list_add corruption. prev->next should be next (ffff), but was 0000",
             "DEBUG_LOCKS_WARN_ON(lock->magic != lock)",
+            "rnbd-test invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE), order=0, oom_score_adj=1000",
             "Call Trace:",
         ] {
             let complaints = found(&format!("[    5.123456] {line}\n"));
@@ -261,6 +290,49 @@ mod tests {
         let more = "[    5.2] BUG: KASAN: slab-use-after-free in x+0x1/0x2 [rnbd]\n[    5.2] Call Trace:\n";
         assert_eq!(found(&(log("fault.load") + more)).len(), 1);
         assert_eq!(found(&(log("fault.load") + &"x\n".repeat(9) + "Call Trace:\n")).len(), 1);
+    }
+
+    #[test]
+    fn a_data_race_counts_if_the_driver_takes_part_in_it() {
+        let report = |one: &str, other: &str| {
+            format!(
+                "[    5.0] ==================================================================\n\
+                [    5.0] BUG: KCSAN: data-race in a / b\n\
+                [    5.0] \n\
+                [    5.0] write to 0xffff888100a0 of 8 bytes by task 77 on cpu 0:\n\
+                [    5.0]  {one}\n\
+                [    5.0]  blk_mq_dispatch_rq_list+0x1/0x2\n\
+                [    5.0] \n\
+                [    5.0] read to 0xffff888100a0 of 8 bytes by task 78 on cpu 1:\n\
+                [    5.0]  {other}\n\
+                [    5.0]  kthread+0x1/0x2\n\
+                [    5.0] \n\
+                [    5.0] value changed: 0x0 -> 0x1\n\
+                [    5.0] Reported by Kernel Concurrency Sanitizer on:\n\
+                [    5.0] CPU: 1 UID: 0 PID: 78 Comm: nbd0-recv0 Not tainted 7.3.4 #1\n\
+                [    5.0] ==================================================================\n"
+            )
+        };
+        let (theirs, ours) = ("unix_stream_read_generic+0x1/0x2", "_RNvNtCs_4rnbd6driver+0x1/0x2 [rnbd]");
+        let called = format!("rust_helper_atomic_read+0x1/0x2\n[    5.0]  {ours}");
+        let caller = format!("{theirs}\n[    5.0]  {ours}");
+        for (one, other, count) in [
+            (theirs, theirs, 0),
+            (ours, theirs, 1),
+            (theirs, ours, 1),
+            (&called, theirs, 1),
+            (theirs, &called, 1),
+            (&caller, &caller, 0),
+        ] {
+            let log = report(one, other) + "[    6.0] BUG: later\n";
+            let complaints = found(&log);
+            assert_eq!(complaints.len(), count + 1, "{one} and {other}");
+            assert_eq!(complaints[count].text, "BUG: later");
+            if count == 1 {
+                assert_eq!(complaints[0].text, "BUG: KCSAN: data-race in a / b");
+                assert_eq!((complaints[0].line, complaints[0].context.len() > 10), (3, true));
+            }
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::mounted::{Mounted, mkfs_ext4};
 use crate::process::{Child, have, run, wait_for};
 use crate::puppet::{Answer, Puppet};
 use crate::server::{Command, Export, Server, Transport};
+use crate::swap::Swap;
 
 const SILENT_ON_NBD: &str = "EBUSY, but the log does not say who holds the device";
 
@@ -257,28 +258,6 @@ fn dm(_: &Context) -> Result<()> {
     linear.remove()?;
     attaches_untouched(&b, &content)?;
     checks.done()
-}
-
-/// Swap on the device, off when dropped.
-struct Swap;
-
-impl Swap {
-    fn on() -> Result<Swap> {
-        run("mkswap", &["/dev/nbd0"])?;
-        run("swapon", &["/dev/nbd0"])?;
-        Ok(Swap)
-    }
-
-    fn off(self) -> Result<()> {
-        std::mem::forget(self);
-        run("swapoff", &["/dev/nbd0"]).map(drop)
-    }
-}
-
-impl Drop for Swap {
-    fn drop(&mut self) {
-        let _ = run("swapoff", &["/dev/nbd0"]);
-    }
 }
 
 fn swap(_: &Context) -> Result<()> {

@@ -4,6 +4,7 @@
 mod many;
 mod memory;
 mod repeated;
+mod starved;
 
 use super::Test;
 
