@@ -45,7 +45,12 @@ impl Failure {
             return Failure::privileges(what);
         }
         let errno = refusal.errno;
-        let told = match refusal.text.as_str() {
+        // The device is named once.
+        let text = match refusal.text.split_once(": ") {
+            Some((device, why)) if what.ends_with(&format!(" {device}")) => why,
+            _ => &refusal.text,
+        };
+        let told = match text {
             "" => format!("{what}: {} ({errno:?})", errno.desc()),
             text => format!("{what}: {text} ({errno:?})"),
         };
@@ -90,6 +95,8 @@ mod tests {
 
     #[test]
     fn the_kernels_words_are_shown() {
+        let told = Failure::of("cannot attach nbd0", &refusal(Errno::EBUSY, "nbd0: in use")).to_string();
+        assert_eq!(told, "cannot attach nbd0: in use (EBUSY)");
         let failure = Failure::of(
             "nbd0",
             &refusal(Errno::EBUSY, "in use, attached by 12 (qemu-nbd): disconnect it first"),
