@@ -103,7 +103,7 @@ fn an_export_that_is_not_there_is_told() {
 }
 
 #[test]
-fn qemu_nbd_of_one_client_offers_no_more() {
+fn qemu_nbd_is_understood() {
     let image = directory().join("image");
     std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
     let path = image.to_string_lossy().into_owned();

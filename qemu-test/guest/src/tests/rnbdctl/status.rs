@@ -127,7 +127,8 @@ fn setup(context: &Context) -> Result<()> {
     // The owner refuses us, in the kernel's words.
     let socket = Served::start(context, "socket")?;
     let connect = ["connect", &*socket.socket, "--device", "nbd0"];
-    Run::with(&connect)?.refused(1, &["cannot attach nbd0", &format!("being set up by {pid}"), "EBUSY"])?;
+    Run::with(&connect)?
+        .refused(1, &["cannot attach nbd0", &format!("being set up by pid {pid} ("), "EBUSY"])?;
 
     // It shares the open file, so that the setup stays.
     let child = setter.fork()?;
@@ -221,8 +222,10 @@ fn mounted(context: &Context) -> Result<()> {
         &["still used since the last attachment", &used, &format!("umount {at}; then it is free")],
     )?;
     // The kernel's own words.
-    Run::with(&connect)?
-        .refused(1, &["cannot attach nbd0", "used by ext4", "unmount or release it first", "EBUSY"])?;
+    Run::with(&connect)?.refused(
+        1,
+        &["cannot attach nbd0", "used by a mounted filesystem", "unmount or release it first", "EBUSY"],
+    )?;
     drop(mounted);
     wait_for("the filesystem to be gone", || {
         of("nbd0").is_ok_and(|now| diagnosis(&now).contains("It is free"))
