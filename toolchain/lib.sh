@@ -25,6 +25,17 @@ die() {
 	exit 1
 }
 
+# Is the kernel asked for that of the first line of toolchain/series?
+is_preferred() {
+	local series suite
+	read -r series suite < <(grep '^[0-9]' -- "$TOOLCHAIN/series")
+	[[ ${KERNEL:-$series} == "$series" && ${SUITE:-$suite} == "$suite" ]]
+}
+
+# The preferred series' debug kernel is built when it is first wanted. One for another series, which takes as long
+# again, is used if there is one: make debug-kernel KERNEL=SERIES makes it.
+uses_debug_kernel() { is_preferred || [[ $("$TOOLCHAIN/debug-kernel" --if-there) ]]; }
+
 make_cache() {
 	local status=0
 	mkdir -p -- "$CACHE" "$LOGS" "$CACHE/lock" "$CACHE/cargo-home" "$BUILD/home" 2>/dev/null || status=$?
