@@ -26,6 +26,9 @@ kunit: ## run the tests that are part of the module, in the debug kernel
 quick: ## after an edit: rebuild, boot, run the quick tests; T="NAME GLOB": only those
 	@toolchain/qemu $(debug) test --quick $(T)
 
+kernels: ## build, boot and run the quick tests for each kernel we support, then renew README's table; CHECK=1: see that it is so
+	@toolchain/kernels $(if $(CHECK),--check)
+
 shell: ## a shell in the machine, with rnbd.ko loaded; DEBUG=1: in the debug kernel
 	@toolchain/qemu $(debug) shell
 
@@ -94,4 +97,5 @@ distclean: ## remove the whole cache: toolchain root, kernel, builds
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\): ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
-	@echo 'KERNEL=7.3 chooses another kernel series, MIRROR=URL another place for packages, XDG_CACHE_HOME=DIR for the cache.'
+	@echo 'KERNEL=7.2 chooses another kernel series, SUITE=forky one built with that suite'\''s compilers (toolchain/series has both),'
+	@echo 'MIRROR=URL another place for packages, XDG_CACHE_HOME=DIR for the cache.'

@@ -4,7 +4,10 @@
 //!
 //! C header: [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
 
-use super::iov::{Dest, Direction, IoVec, Source};
+use super::{
+    compat::bi_offset,
+    iov::{Dest, Direction, IoVec, Source},
+};
 use crate::bindings as extra;
 use core::{marker::PhantomData, ops::Range};
 use kernel::{bindings, prelude::*};
@@ -198,7 +201,7 @@ impl Segments {
             (
                 (*bio).bi_io_vec,
                 (*bio).bi_iter.bi_idx as usize,
-                (*bio).bi_iter.bi_offset,
+                bi_offset((*bio).bi_iter),
                 (*bio).bi_iter.bi_size,
             )
         };

@@ -7,6 +7,7 @@
 //! C headers: [`include/linux/uio.h`](srctree/include/linux/uio.h),
 //! [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
 
+use super::compat::bi_offset;
 use core::marker::PhantomData;
 use kernel::bindings;
 
@@ -77,7 +78,7 @@ impl<D: Direction> BvecIter<'_, D> {
             (
                 (*bio).bi_io_vec,
                 (*bio).bi_iter.bi_idx as usize,
-                (*bio).bi_iter.bi_offset as usize,
+                bi_offset((*bio).bi_iter) as usize,
                 (*bio).bi_iter.bi_size as usize,
             )
         };

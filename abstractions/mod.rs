@@ -10,6 +10,7 @@
 pub(crate) mod block;
 pub(crate) mod bvec;
 pub(crate) mod capability;
+pub(crate) mod compat;
 pub(crate) mod deferred;
 pub(crate) mod iov;
 pub(crate) mod kthread;

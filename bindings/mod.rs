@@ -17,7 +17,7 @@
     unsafe_op_in_unsafe_fn
 )]
 
-use kernel::bindings::*;
+use crate::abstractions::compat::bindings::*;
 use kernel::ffi;
 
 /// `struct nbd_request`, which is packed: a request header's bytes.

@@ -12,6 +12,7 @@ use crate::{
     abstractions::{
         block::mq::{Op, Request},
         bvec::{Buffer, BvecRoom},
+        compat::error::code::ENOBUFS,
         net::{
             socket::{More, Wait},
             staging::Staging,

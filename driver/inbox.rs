@@ -10,6 +10,7 @@ use crate::{
     abstractions::{
         block::mq::{drop_together, Request},
         bvec::{Buffer, BvecRoom},
+        compat::error::code::ENOBUFS,
         iov::Dest,
         net::socket::Wait,
         softirq,

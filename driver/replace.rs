@@ -17,7 +17,9 @@ use super::{
     teardown,
 };
 use crate::{
-    abstractions::{block::mq::Disk, kthread::Thread, net::socket::Socket},
+    abstractions::{
+        block::mq::Disk, compat::error::code::ENOTCONN, kthread::Thread, net::socket::Socket,
+    },
     protocol::request::Route,
 };
 use kernel::{

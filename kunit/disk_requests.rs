@@ -6,7 +6,10 @@ use super::{
     fixture::{thread, Event},
     test_disk::{read, write, TestDisk, DEPTH},
 };
-use crate::abstractions::block::mq::{Op, Status};
+use crate::abstractions::{
+    block::mq::{Op, Status},
+    compat::error::code::EOPNOTSUPP,
+};
 use kernel::{prelude::*, sync::atomic::Relaxed};
 
 #[kunit_tests(rnbd_disk_requests)]

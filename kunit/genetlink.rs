@@ -7,14 +7,15 @@ use super::{
     fixture::{Census, Counted},
     netlink_client::{Answer, Bytes, Client},
 };
-use crate::abstractions::net::genetlink::{
-    attribute_size, Declaration, Family, Info, Operation, OperationEntry, Policies, Policy,
-    PutAttributes, Validation,
+use crate::abstractions::{
+    compat::{bindings, module::this_module},
+    net::genetlink::{
+        attribute_size, Declaration, Family, Info, Operation, OperationEntry, Policies, Policy,
+        PutAttributes, Validation,
+    },
 };
 use kernel::{
-    bindings,
     error::code,
-    module::this_module,
     prelude::*,
     sync::{
         atomic::{Atomic, Full, Relaxed},

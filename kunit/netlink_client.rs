@@ -2,8 +2,9 @@
 
 //! A client of generic netlink in the kernel: messages as bytes, as user space would send them.
 
+use crate::abstractions::compat::{bindings, error::code::EOPNOTSUPP};
 use core::ptr::null_mut;
-use kernel::{bindings, error::to_result, prelude::*};
+use kernel::{error::to_result, prelude::*};
 
 /// `AF_NETLINK`, `SOCK_RAW`, `NETLINK_GENERIC`; `SOL_NETLINK`, `NETLINK_EXT_ACK`: numbers of the ABI.
 const NETLINK: i32 = 16;

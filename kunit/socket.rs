@@ -8,6 +8,7 @@ use super::{
 };
 use crate::abstractions::{
     bvec::{Buffer, BvecRoom},
+    compat::error::code::ENOBUFS,
     iov::Kvec,
     net::{
         address::Family,

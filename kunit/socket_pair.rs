@@ -2,7 +2,7 @@
 
 //! Sockets with file descriptors, as user space would bring them.
 
-use crate::abstractions::net::socket::Socket;
+use crate::abstractions::{compat::error::code::EOPNOTSUPP, net::socket::Socket};
 use core::ptr::{null, null_mut};
 use kernel::{
     bindings,

@@ -5,6 +5,7 @@
 use super::socket_pair::sockets;
 use crate::abstractions::{
     bvec::{Buffer, BvecRoom},
+    compat::error::code::ENOBUFS,
     net::{
         socket::{More, Socket, Wait},
         staging::Staging,

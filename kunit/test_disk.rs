@@ -3,12 +3,15 @@
 //! A disk with a driver that does as it is told.
 
 use super::fixture::{Census, Counted, Event};
-use crate::abstractions::block::{
-    major::Major,
-    mq::{
-        AttributeGroup, Disk, DiskBuilder, GenDisk, Operations, Outcome, QueueLimits, Request,
-        Status, Timeout,
+use crate::abstractions::{
+    block::{
+        major::Major,
+        mq::{
+            AttributeGroup, Disk, DiskBuilder, GenDisk, Operations, Outcome, QueueLimits, Request,
+            Status, Timeout,
+        },
     },
+    compat::module::this_module,
 };
 use kernel::{
     bindings,
@@ -158,7 +161,7 @@ pub(super) fn build(census: &Census, limits: QueueLimits) -> Result<GenDisk<Driv
         limits,
     }
     .build(
-        kernel::module::this_module::<crate::LocalModule>(),
+        this_module::<crate::LocalModule>(),
         fmt!("rnbd-kunit"),
         &GROUP,
         data,

@@ -32,8 +32,16 @@ debug_variant() {
 	printf '%s\n' "${variant:-kasan}"
 }
 
-# debug_folder VARIANT: what the folders in $BUILD begin with where that kernel's module is built.
-debug_folder() { if [[ $1 == kasan ]]; then echo debug; else echo "$1"; fi; }
+# Is the kernel asked for that of the first line of toolchain/series?
+is_preferred() {
+	local series suite
+	read -r series suite < <(grep '^[0-9]' -- "$TOOLCHAIN/series")
+	[[ ${KERNEL:-$series} == "$series" && ${SUITE:-$suite} == "$suite" ]]
+}
+
+# The preferred series' debug kernel is built when it is first wanted. One for another series, which takes as long
+# again, is used if there is one: make debug-kernel KERNEL=SERIES makes it.
+uses_debug_kernel() { is_preferred || [[ $("$TOOLCHAIN/debug-kernel" --if-there) ]]; }
 
 make_cache() {
 	local status=0

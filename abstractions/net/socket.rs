@@ -6,6 +6,7 @@
 
 use crate::{
     abstractions::{
+        compat::error::code::ENOTSOCK,
         iov::{self, Dest, IoVec, Source},
         net::address::Address,
     },

@@ -15,13 +15,16 @@ mod status;
 
 use super::{devices::Devices, module::Module};
 use crate::{
-    abstractions::net::genetlink::{
-        attribute_size, Declaration, Family, MulticastGroup, OperationEntry, PutAttributes,
-        Registration,
+    abstractions::{
+        compat::module::this_module,
+        net::genetlink::{
+            attribute_size, Declaration, Family, MulticastGroup, OperationEntry, PutAttributes,
+            Registration,
+        },
     },
     protocol::netlink::{attribute, command, FAMILY_NAME, FAMILY_VERSION, MULTICAST_GROUP},
 };
-use kernel::{module::this_module, prelude::*, sync::Arc};
+use kernel::{prelude::*, sync::Arc};
 
 /// The family.
 ///

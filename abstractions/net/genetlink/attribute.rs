@@ -5,8 +5,9 @@
 //! C header: [`include/net/netlink.h`](srctree/include/net/netlink.h)
 
 use super::{ExtAck, Policies, Validation};
+use crate::abstractions::compat::bindings;
 use core::marker::PhantomData;
-use kernel::{bindings, error::to_result, prelude::*, str::BStr};
+use kernel::{error::to_result, prelude::*, str::BStr};
 
 /// Bytes of an attribute's header, padded.
 pub(super) const HEADER: usize = size_of::<bindings::nlattr>();

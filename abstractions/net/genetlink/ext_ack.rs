@@ -5,9 +5,9 @@
 //! C header: [`include/linux/netlink.h`](srctree/include/linux/netlink.h)
 
 use super::Attribute;
+use crate::abstractions::compat::bindings;
 use core::{marker::PhantomData, ops::Range};
 use kernel::{
-    bindings,
     fmt::{self, Write as _},
     prelude::*,
 };
@@ -104,7 +104,7 @@ impl<'a> ExtAck<'a> {
         // SAFETY: By the type invariant.
         unsafe {
             (*self.raw).bad_attr = pointer;
-            (*self.raw).policy = core::ptr::null();
+            (*self.raw).policy = core::ptr::null_mut();
         }
     }
 

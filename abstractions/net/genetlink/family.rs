@@ -5,10 +5,12 @@
 //! C header: [`include/net/genetlink.h`](srctree/include/net/genetlink.h)
 
 use super::{Info, Message, MulticastGroup, Policy};
-use crate::bindings as extra;
+use crate::{
+    abstractions::compat::{bindings, error::code::ENOTCONN},
+    bindings as extra,
+};
 use core::marker::PhantomData;
 use kernel::{
-    bindings,
     error::{from_result, to_result},
     ffi,
     prelude::*,

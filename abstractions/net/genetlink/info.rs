@@ -5,8 +5,11 @@
 //! C header: [`include/net/genetlink.h`](srctree/include/net/genetlink.h)
 
 use super::{Attribute, ExtAck, Family, Message};
-use crate::{abstractions::capability::Capability, bindings as extra};
-use kernel::{bindings, error::to_result, prelude::*, types::ForeignOwnable};
+use crate::{
+    abstractions::{capability::Capability, compat::bindings},
+    bindings as extra,
+};
+use kernel::{error::to_result, prelude::*, types::ForeignOwnable};
 
 /// A request (`struct genl_info`), for as long as its operation runs.
 ///

@@ -5,9 +5,9 @@
 //! C header: [`include/net/netlink.h`](srctree/include/net/netlink.h)
 
 use super::attribute::{padded, HEADER};
-use crate::bindings as extra;
+use crate::{abstractions::compat::bindings, bindings as extra};
 use core::{marker::PhantomData, mem::ManuallyDrop, ptr::NonNull};
-use kernel::{bindings, error::to_result, ffi, prelude::*};
+use kernel::{error::to_result, ffi, prelude::*};
 
 /// Largest payload of an attribute: its length has 16 bits.
 const MAX_PAYLOAD: usize = u16::MAX as usize - HEADER;

@@ -75,12 +75,12 @@ mod info;
 mod message;
 mod policy;
 
+pub(crate) use crate::abstractions::compat::net::netlink::MulticastGroup;
 pub(crate) use attribute::{Attribute, NestedAttributes, Parsed};
 pub(crate) use ext_ack::ExtAck;
 pub(crate) use family::{
     Declaration, Family, Operation, OperationEntry, Permission, Registration, Validation,
 };
 pub(crate) use info::Info;
-pub(crate) use kernel::net::netlink::MulticastGroup;
 pub(crate) use message::{attribute_size, Message, Nest, PutAttributes};
 pub(crate) use policy::{Policies, Policy};

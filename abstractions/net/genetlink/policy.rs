@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/net/netlink.h`](srctree/include/net/netlink.h)
 
-use kernel::bindings;
+use crate::abstractions::compat::bindings;
 
 /// What one attribute must hold (`struct nla_policy`).
 ///
