@@ -3,7 +3,7 @@
 # (What Kbuild builds is in Kbuild.)
 
 .DEFAULT_GOAL := module
-.PHONY: module demo test soak kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
+.PHONY: module demo test soak kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean rfc kunit-tree selftest miri help
 
 # DEBUG=1: the debug kernel instead of the stock one.
 debug := $(if $(DEBUG),--debug)
@@ -43,6 +43,12 @@ host-test: ## run the tests that need no kernel
 
 miri: ## run the tests of protocol/ under miri, with a nightly toolchain of rustup's
 	@toolchain/miri
+
+rfc: ## make a series of patches against the kernel's source, try it, print its directory
+	@toolchain/rfc
+
+kunit-tree: ## run the KUnit suites with the driver in the kernel's tree, by the kernel's kunit.py
+	@toolchain/rfc --kunit
 
 selftest: ## provoke each kind of failure in a machine, and see that the harness tells it
 	@toolchain/qemu selftest
