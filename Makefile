@@ -56,6 +56,12 @@ fuzz: ## fuzz what protocol/ makes of a server's replies, for a minute; SECONDS=
 miri: ## run the tests of protocol/ under miri, with a nightly toolchain of rustup's
 	@toolchain/miri
 
+rfc: ## make a series of patches against the kernel's source, try it, print its directory
+	@toolchain/rfc
+
+kunit-tree: ## run the KUnit suites with the driver in the kernel's tree, by the kernel's kunit.py
+	@toolchain/rfc --kunit
+
 selftest: ## provoke each kind of failure in a machine, and see that the harness tells it
 	@toolchain/qemu selftest
 

@@ -53,6 +53,7 @@ module! {
 }
 
 module_params! {
+    module: "rnbd";
     /// How many devices there are from the start.
     nbds_max: 16, "number of network block devices to initialize (default: 16)";
     /// How many partitions a device can have; rounded up to a power of two less one.

@@ -109,13 +109,13 @@ impl<D: Direction> BvecIter<'_, D> {
     }
 
     /// How many bytes are left.
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn bytes_left(&self) -> usize {
         count(&self.iter)
     }
 
     /// Leaves `bytes` bytes out; all, if there are not so many.
     pub(crate) fn advance(&mut self, bytes: usize) {
-        let bytes = bytes.min(self.len());
+        let bytes = bytes.min(self.bytes_left());
         if bytes != 0 {
             // SAFETY: By the type invariant; there are that many bytes.
             unsafe { bindings::iov_iter_advance(&mut self.iter, bytes) };

@@ -57,10 +57,14 @@ pub(crate) const fn bytes_of<const N: usize>(text: &str) -> [u8; N] {
     bytes
 }
 
-/// Declares integer parameters, shown in `/sys/module/<module>/parameters/` with mode 0444.
+/// Declares integer parameters of a module, shown in `/sys/module/<module>/parameters/` with mode
+/// 0444.
 #[macro_export]
 macro_rules! module_params {
-    ($($(#[$meta:meta])* $name:ident: $default:expr, $description:literal;)*) => {$(
+    (
+        module: $module:literal;
+        $($(#[$meta:meta])* $name:ident: $default:expr, $description:literal;)*
+    ) => {$(
         $(#[$meta])*
         #[allow(non_upper_case_globals)]
         pub(crate) static $name: $crate::abstractions::module_param::IntParam =
@@ -68,12 +72,27 @@ macro_rules! module_params {
 
         const _: () = {
             use $crate::abstractions::module_param::{bytes_of, TableEntry};
-            use kernel::{bindings, str::as_char_ptr_in_const_context};
+            use kernel::{bindings, c_str, str::as_char_ptr_in_const_context};
+
+            // What belongs to a module that is built in is named after it.
+            #[cfg(MODULE)]
+            const NAME: &kernel::str::CStr = c_str!(stringify!($name));
+            #[cfg(not(MODULE))]
+            const NAME: &kernel::str::CStr = c_str!(concat!($module, ".", stringify!($name)));
+            #[cfg(MODULE)]
+            const TYPE: &str = concat!("parmtype=", stringify!($name), ":int\0");
+            #[cfg(not(MODULE))]
+            const TYPE: &str = concat!($module, ".parmtype=", stringify!($name), ":int\0");
+            #[cfg(MODULE)]
+            const TEXT: &str = concat!("parm=", stringify!($name), ":", $description, "\0");
+            #[cfg(not(MODULE))]
+            const TEXT: &str =
+                concat!($module, ".parm=", stringify!($name), ":", $description, "\0");
 
             #[link_section = "__param"]
             #[used(compiler)]
             static ENTRY: TableEntry = TableEntry(bindings::kernel_param {
-                name: as_char_ptr_in_const_context(kernel::c_str!(stringify!($name))),
+                name: as_char_ptr_in_const_context(NAME),
                 #[cfg(MODULE)]
                 mod_: &raw mut bindings::__this_module,
                 #[cfg(not(MODULE))]
@@ -87,12 +106,10 @@ macro_rules! module_params {
                 },
             });
 
-            const TYPE: &str = concat!("parmtype=", stringify!($name), ":int\0");
             #[link_section = ".modinfo"]
             #[used(compiler)]
             static PARMTYPE: [u8; TYPE.len()] = bytes_of(TYPE);
 
-            const TEXT: &str = concat!("parm=", stringify!($name), ":", $description, "\0");
             #[link_section = ".modinfo"]
             #[used(compiler)]
             static PARM: [u8; TEXT.len()] = bytes_of(TEXT);

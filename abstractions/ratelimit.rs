@@ -30,6 +30,12 @@ pub(crate) struct MaySay {
     pub(crate) held_back: u32,
 }
 
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl RateLimit {
     /// A limit of which nothing is used.
     pub(crate) const fn new() -> Self {

@@ -2,8 +2,7 @@
 
 //! nbd's tracepoints: those that nbd.ko has, and one each for phases and dead connections.
 //!
-//! C headers: [`include/trace/events/nbd.h`](srctree/include/trace/events/nbd.h) and
-//! `bindings/rnbd_events.h`
+//! C headers: [`include/trace/events/nbd.h`](srctree/include/trace/events/nbd.h), `rnbd_events.h`
 
 use super::block::mq::{Operations, Request};
 use crate::bindings as extra;
@@ -20,18 +19,23 @@ macro_rules! tracepoints {
         /// Pointers are valid for the call.
         #[inline(always)]
         unsafe fn $name($($arg: $type),*) {
-            // SAFETY: The key is part of a tracepoint of this module.
-            let enabled = unsafe {
-                kernel::jump_label::static_branch_unlikely!(
-                    extra::$point,
-                    bindings::tracepoint,
-                    key
-                )
-            };
-            if enabled {
-                // SAFETY: By the safety requirement.
-                unsafe { extra::$body($($arg),*) };
+            #[cfg(CONFIG_TRACEPOINTS)]
+            {
+                // SAFETY: The key is part of a tracepoint of this module.
+                let enabled = unsafe {
+                    kernel::jump_label::static_branch_unlikely!(
+                        extra::$point,
+                        bindings::tracepoint,
+                        key
+                    )
+                };
+                if enabled {
+                    // SAFETY: By the safety requirement.
+                    unsafe { extra::$body($($arg),*) };
+                }
             }
+            #[cfg(not(CONFIG_TRACEPOINTS))]
+            let _ = ($($arg),*);
         }
     )*};
 }
@@ -56,11 +60,12 @@ tracepoints! {
 /// `nbd_send_request`: a header is about to be sent. A BPF program may change it.
 #[inline]
 pub(crate) fn send_request<T: Operations>(
-    header: &mut extra::nbd_request,
+    header: &mut [u8; size_of::<extra::nbd_request>()],
     index: u32,
     rq: &Request<T>,
 ) {
-    // SAFETY: Both are valid.
+    let header = header.as_mut_ptr().cast();
+    // SAFETY: Both are valid; a header is plain bytes, which may lie anywhere.
     unsafe { nbd_send_request(header, index as i32, rq.as_raw()) };
 }
 

@@ -181,7 +181,7 @@ void rnbd_helper_sock_set_noio(struct sock *sk)
 	sk->sk_use_task_frag = false;
 }
 
-void rnbd_helper_sock_set_sndtimeo(struct sock *sk, long timeo)
+void rnbd_helper_sk_store_sndtimeo(struct sock *sk, long timeo)
 {
 	WRITE_ONCE(sk->sk_sndtimeo, timeo);
 }
@@ -191,7 +191,10 @@ void rnbd_helper_sock_set_sndtimeo(struct sock *sk, long timeo)
 static struct lock_class_key rnbd_sk_key[3];
 static struct lock_class_key rnbd_slock_key[3];
 
-/* A socket keeps its class's module loaded, and lets go of it once: to classify it again would leak that. */
+/*
+ * A socket keeps its class's module loaded, and lets go of it once: to classify it again would leak
+ * that.
+ */
 static bool rnbd_sk_is_classified(const struct sock *sk)
 {
 #if IS_ENABLED(CONFIG_PROVE_LOCKING) && IS_ENABLED(CONFIG_MODULES)

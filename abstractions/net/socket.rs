@@ -114,7 +114,7 @@ impl Socket {
             seconds => kernel::time::msecs_to_jiffies(seconds.saturating_mul(1000)) as isize,
         };
         // SAFETY: By the type invariant.
-        unsafe { extra::rnbd_helper_sock_set_sndtimeo(self.sk(), jiffies) };
+        unsafe { extra::rnbd_helper_sk_store_sndtimeo(self.sk(), jiffies) };
     }
 
     /// Sends from `data`, all of it unless something fails. Sleeps, if it may wait.

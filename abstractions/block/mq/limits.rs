@@ -13,7 +13,13 @@ pub(crate) struct QueueLimits(bindings::queue_limits);
 
 /// The largest logical block size that this kernel allows, in bytes.
 pub(crate) const fn max_block_size() -> u64 {
-    extra::BLK_MAX_BLOCK_SIZE
+    extra::BLK_LARGEST_BLOCK
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl QueueLimits {
@@ -92,13 +98,13 @@ impl QueueLimits {
 }
 
 /// How long a change of limits waits for requests, in milliseconds.
-pub(crate) const PATIENCE_MS: u32 = 2000;
+const PATIENCE_MS: u32 = 2000;
 
 impl<T: Operations> Disk<T> {
     /// Changes the limits of the disk's requests. Sleeps.
     ///
     /// While the disk has a capacity, or a cache that may be being flushed, its queue is frozen for
-    /// the change, which waits for the requests in flight: at most [`PATIENCE_MS`], then this fails
+    /// the change, which waits for the requests in flight: at most two seconds, then this fails
     /// with `EBUSY`, and nothing is changed. The limits' own lock is held while `change` runs.
     pub(crate) fn update_limits(&self, change: impl FnOnce(&mut QueueLimits)) -> Result {
         let queue = self.queue();

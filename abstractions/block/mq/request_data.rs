@@ -140,7 +140,7 @@ impl<'a, D: crate::abstractions::iov::Direction> Iterator for Pieces<'a, D> {
             self.bio = unsafe { (*bio).bi_next };
             // SAFETY: As above; its pages stay allocated for `'a`.
             let mut piece = unsafe { BvecIter::from_bio(bio) };
-            let len = piece.len();
+            let len = piece.bytes_left();
             if self.skip >= len {
                 self.skip = self.skip.wrapping_sub(len);
                 continue;

@@ -73,6 +73,12 @@ impl Policy {
 #[repr(transparent)]
 pub(crate) struct Policies<const N: usize>([Policy; N]);
 
+impl<const N: usize> Default for Policies<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<const N: usize> Policies<N> {
     /// No attribute is known.
     pub(crate) const fn new() -> Self {

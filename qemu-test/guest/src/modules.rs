@@ -11,6 +11,9 @@ use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module,
 
 pub use crate::demo::Driver;
 
+/// Why a test of loading and unloading skips.
+pub const BUILT_IN: &str = "built in: there is no module to load or unload";
+
 impl Driver {
     /// The module's name, as in `/sys/module`.
     pub fn module(self) -> &'static str {
@@ -35,6 +38,25 @@ impl Driver {
 
     pub fn loaded(self) -> bool {
         Path::new("/sys/module").join(self.module()).join("initstate").exists()
+    }
+
+    /// Whether it is part of the kernel: it is always there then, and is neither loaded nor unloaded.
+    pub fn built_in(self) -> bool {
+        let here = Path::new("/sys/module").join(self.module());
+        here.join("parameters").exists() && !here.join("initstate").exists()
+    }
+
+    /// Why a test that wants these parameters, or to load the driver itself, cannot be run with one that is built in.
+    pub fn unsuitable(self, params: Option<&str>) -> Option<String> {
+        if !self.built_in() {
+            return None;
+        }
+        let Some(params) = params else { return Some(BUILT_IN.to_owned()) };
+        let differs = params.split_whitespace().find(|param| match param.split_once('=') {
+            Some((name, value)) => self.parameter(name).as_deref() != Some(value),
+            None => true,
+        })?;
+        Some(format!("built in, and the kernel was not booted with {}.{differs}", self.module()))
     }
 
     /// `insmod`. The outer error is ours (no such file), the inner one the kernel's.

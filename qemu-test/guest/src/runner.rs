@@ -102,7 +102,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let selected = select(&args.selection)?;
     ensure!(nix::unistd::geteuid().is_root(), "run me as root: I load a kernel module");
     let file = args.driver.file(&args.modules);
-    ensure!(file.exists(), "{} does not exist; name its directory with --modules", file.display());
+    ensure!(
+        args.driver.built_in() || file.exists(),
+        "{} does not exist; name its directory with --modules",
+        file.display()
+    );
     prepare_system()?;
     // What the C driver loses is its own affair.
     let leaks = if args.driver == Driver::Rnbd { Leaks::watch()? } else { None };
@@ -180,13 +184,18 @@ fn sockets_in_use() -> u64 {
 fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
     mark(&format!("start {}", test.name));
     let start = Instant::now();
+    if let Some(reason) = args.driver.unsuitable(test.params) {
+        ktap.result(test.name, &Verdict::Skip(reason), Some(start.elapsed()));
+        mark(&format!("end {}", test.name));
+        return Ok(());
+    }
     let mut log = Log::from_now()?;
     let before = Before::now();
     let mut problems = Vec::new();
     let mut verdict = Verdict::Pass;
     let loaded = match test.params {
-        Some(params) => args.driver.load(&args.modules, params),
-        None => Ok(()),
+        Some(params) if !args.driver.built_in() => args.driver.load(&args.modules, params),
+        _ => Ok(()),
     };
     match loaded {
         Ok(()) => verdict = run_body(args, test, ktap, &mut problems)?,
@@ -326,9 +335,11 @@ pub fn clean_up(driver: Driver, before: &Before, problems: &mut Vec<String>) -> 
             unload(driver)?;
         }
     }
+    // What is built in stays, with its devices.
+    let gone = || if driver.built_in() { Vec::new() } else { leftovers() };
     let mut left = Vec::new();
     let clean = wait_for("nothing to be left of the driver", || {
-        left = leftovers();
+        left = gone();
         left.is_empty()
     });
     if clean.is_err() {

@@ -40,6 +40,9 @@ pub struct Places {
     /// rnbd.ko
     #[arg(long, value_name = "FILE", default_value = "/build/module/rnbd.ko")]
     module: PathBuf,
+    /// rnbd is part of that kernel, and not a module. Most tests want --append rnbd.nbds_max=2
+    #[arg(long, conflicts_with = "module")]
+    built_in: bool,
     /// The kernel's own nbd.ko, uncompressed
     #[arg(long, value_name = "FILE")]
     c_module: PathBuf,
@@ -141,7 +144,9 @@ impl Places {
         let kernel = exists("--kernel", &self.kernel)?;
         let modules = exists("--modules", &self.modules)?;
         let release = modules.file_name().context("--modules: the directory's name is the release")?;
-        let module = if needs_module {
+        let module = if self.built_in {
+            None
+        } else if needs_module {
             Some(exists("--module", &self.module).context("rnbd.ko has to be built first: make")?)
         } else {
             self.module.canonicalize().ok()

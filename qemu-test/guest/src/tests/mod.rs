@@ -32,7 +32,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-use crate::modules::Driver;
+use crate::modules::{BUILT_IN, Driver};
 
 /// How long such tests run with --soak.
 pub const SOAK_SECONDS: u64 = 600;
@@ -171,6 +171,14 @@ pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
 pub fn ours_only(context: &Context) -> Result<()> {
     if context.driver == Driver::Nbd {
         return skip("nbd.ko does not show it");
+    }
+    Ok(())
+}
+
+/// For a test that loads or unloads the driver: not if it is built in.
+pub fn loadable(context: &Context) -> Result<()> {
+    if context.driver.built_in() {
+        return skip(BUILT_IN);
     }
     Ok(())
 }

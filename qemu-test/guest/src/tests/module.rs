@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
 
-use super::{Checks, Context, Test, skip};
+use super::{Checks, Context, Test, loadable, skip};
 use crate::attach::{Setup, with_attached};
 use crate::device::{Device, node, open_direct, round_trip};
 use crate::kmsg::Log;
@@ -67,6 +67,7 @@ fn conflict(context: &Context) -> Result<()> {
 }
 
 fn twice(context: &Context) -> Result<()> {
+    loadable(context)?;
     let inserted = context.driver.insert(&context.modules, "")?;
     ensure!(inserted == Err(Errno::EEXIST), "the second load gave {inserted:?}");
     Ok(())
@@ -80,6 +81,7 @@ fn refuses_unload(driver: Driver, when: &str) -> Result<()> {
 }
 
 fn unload_open(context: &Context) -> Result<()> {
+    loadable(context)?;
     let device = Device::open(0)?;
     refuses_unload(context.driver, "with an open device")?;
     drop(device);
@@ -90,6 +92,7 @@ fn unload_open(context: &Context) -> Result<()> {
 }
 
 fn unload_attached(context: &Context) -> Result<()> {
+    loadable(context)?;
     let server = Server::new(Export::memory(1 << 20)?);
     with_attached(&server, Setup::for_server(&server), |_| {
         refuses_unload(context.driver, "with an attached device")?;
