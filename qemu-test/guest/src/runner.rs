@@ -106,8 +106,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // What the C driver loses is its own affair.
     let leaks = if args.driver == Driver::Rnbd { Leaks::watch()? } else { None };
     let mut ktap = Ktap::begin(selected.len() + usize::from(leaks.is_some()));
+    let mut log = Log::from_now()?;
     for test in selected {
-        if let Err(error) = run_one(args, test, &mut ktap) {
+        if let Err(error) = run_one(args, test, &mut log, &mut ktap) {
             ktap.bail_out(&format!("{error:#}").replace('\n', "; "));
             return Ok(ExitCode::FAILURE);
         }
@@ -115,6 +116,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(leaks) = leaks {
         ktap.judge("kernel.leaks", &leaks.found()?);
     }
+    complaints_outside(args, &mut log, &mut ktap);
     Ok(if ktap.all_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -168,11 +170,22 @@ fn sockets_in_use() -> u64 {
     used.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
+/// What the kernel has complained of since the last test. Of the C driver it is shown alone.
+fn complaints_outside(args: &Args, log: &mut Log, ktap: &mut Ktap) {
+    for complaint in complaints(&log.lines()) {
+        let problem = format!("outside of any test, the kernel complains: {complaint}");
+        match args.driver {
+            Driver::Rnbd => ktap.problem(&problem),
+            Driver::Nbd => ktap.diagnostic(&problem),
+        }
+    }
+}
+
 /// An error here means that no further test can be run.
-fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
+fn run_one(args: &Args, test: &'static Test, log: &mut Log, ktap: &mut Ktap) -> Result<()> {
+    complaints_outside(args, log, ktap);
     mark(&format!("start {}", test.name));
     let start = Instant::now();
-    let mut log = Log::from_now()?;
     let before = Before::now();
     let mut problems = Vec::new();
     let mut verdict = Verdict::Pass;
