@@ -29,7 +29,7 @@ quick: ## after an edit: rebuild, boot, run the quick tests; T="NAME GLOB": only
 shell: ## a shell in the machine, with rnbd.ko loaded; DEBUG=1: in the debug kernel
 	@toolchain/qemu $(debug) shell
 
-vng: ## run tests as kernel CI does, booted by virtme-ng, and print KTAP; T="NAME GLOB": not the quick ones, but those; DEBUG=1, KDIR=DIR: the kernel
+vng: ## run the quick tests as kernel CI does, by virtme-ng, and print KTAP; T="NAME GLOB": those; DEBUG=1, KDIR=DIR: that kernel
 	@toolchain/vng $(if $(KDIR),--kdir "$(KDIR)",$(debug)) $(T)
 
 bench: ## measure rnbd.ko against nbd.ko, write docs/benchmarks/; QUICK=1: in five minutes
