@@ -26,7 +26,7 @@ pub(super) fn handle(
         if attachment.said.may_say().is_some() {
             dev_info!(
                 disk.device(),
-                "possible stuck request: {:?} at byte {}, {} bytes, unanswered on connection {} for {} s or more\n",
+                "possible stuck request: {:?} at byte {}, {} bytes, unanswered on connection {} for {} s or more: no time-out is set, disconnect to end it\n",
                 request.op(),
                 request.sector() << 9,
                 request.bytes(),

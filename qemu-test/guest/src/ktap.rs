@@ -19,13 +19,14 @@ pub enum Verdict {
 pub struct Ktap {
     number: usize,
     failed: usize,
+    problems: usize,
 }
 
 impl Ktap {
     pub fn begin(plan: usize) -> Ktap {
         say("KTAP version 1");
         say(&format!("1..{plan}"));
-        Ktap { number: 0, failed: 0 }
+        Ktap { number: 0, failed: 0, problems: 0 }
     }
 
     pub fn diagnostic(&self, text: &str) {
@@ -57,13 +58,19 @@ impl Ktap {
         say(&format!("{word} {} - {name} #{directive}{time}", self.number));
     }
 
+    /// What is wrong, though it is no test's.
+    pub fn problem(&mut self, text: &str) {
+        self.problems += 1;
+        self.diagnostic(text);
+    }
+
     pub fn bail_out(&self, why: &str) {
         say(&format!("Bail out! {why}"));
     }
 
-    /// True when no test has failed.
+    /// True when no test has failed, and nothing else was wrong.
     pub fn all_good(&self) -> bool {
-        self.failed == 0
+        self.failed == 0 && self.problems == 0
     }
 }
 

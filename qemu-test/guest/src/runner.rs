@@ -113,8 +113,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let races = Races::watch()?;
     let judged = usize::from(leaks.is_some()) + usize::from(races.is_some());
     let mut ktap = Ktap::begin(selected.len() + judged);
+    let mut log = Log::from_now()?;
     for test in selected {
-        if let Err(error) = run_one(args, test, &mut ktap) {
+        if let Err(error) = run_one(args, test, &mut log, &mut ktap) {
             ktap.bail_out(&format!("{error:#}").replace('\n', "; "));
             return Ok(ExitCode::FAILURE);
         }
@@ -127,6 +128,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         ktap.diagnostic(&told);
         ktap.judge("kernel.races", &wrong);
     }
+    complaints_outside(args, &mut log, &mut ktap);
     Ok(if ktap.all_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -180,8 +182,20 @@ fn sockets_in_use() -> u64 {
     used.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
+/// What the kernel has complained of since the last test. Of the C driver it is shown alone.
+fn complaints_outside(args: &Args, log: &mut Log, ktap: &mut Ktap) {
+    for complaint in complaints(&log.lines()) {
+        let problem = format!("outside of any test, the kernel complains: {complaint}");
+        match args.driver {
+            Driver::Rnbd => ktap.problem(&problem),
+            Driver::Nbd => ktap.diagnostic(&problem),
+        }
+    }
+}
+
 /// An error here means that no further test can be run.
-fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
+fn run_one(args: &Args, test: &'static Test, log: &mut Log, ktap: &mut Ktap) -> Result<()> {
+    complaints_outside(args, log, ktap);
     mark(&format!("start {}", test.name));
     let start = Instant::now();
     if let Some(reason) = args.driver.unsuitable(test.params) {
@@ -189,7 +203,6 @@ fn run_one(args: &Args, test: &'static Test, ktap: &mut Ktap) -> Result<()> {
         mark(&format!("end {}", test.name));
         return Ok(());
     }
-    let mut log = Log::from_now()?;
     let before = Before::now();
     let mut problems = Vec::new();
     let mut verdict = Verdict::Pass;

@@ -17,12 +17,14 @@ use crate::runs;
 use crate::terminal::{Terminal, seconds};
 
 mod bench;
+mod has_kvm;
 mod kunit;
 mod profile;
 mod selftest;
 mod test;
 
 pub use bench::{BenchArgs, bench};
+pub use has_kvm::{HasKvmArgs, has_kvm};
 pub use kunit::{KunitArgs, kunit};
 pub use profile::{ProfileArgs, profile};
 pub use selftest::{SelftestArgs, selftest};

@@ -57,6 +57,8 @@ enum Command {
     /// Check this harness: provoke each kind of failure in a guest and see that it is told
     #[command(args_override_self = true)]
     Selftest(commands::SelftestArgs),
+    /// Does KVM boot this kernel? If not, say why and fail
+    HasKvm(commands::HasKvmArgs),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => commands::demo(&args),
         Command::Shell(args) => commands::shell(&args),
         Command::Selftest(args) => commands::selftest(&args),
+        Command::HasKvm(args) => commands::has_kvm(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

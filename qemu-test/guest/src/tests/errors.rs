@@ -11,6 +11,7 @@ use crate::device::{
     Device, flag, io_errno, open_direct, read_direct, round_trip, sysfs_path, wait_idle, write_direct,
 };
 use crate::kmsg::Log;
+use crate::modules::Driver;
 use crate::process::wait_for;
 use crate::server::{Action, Command, Export, Request, Server, wire};
 
@@ -168,7 +169,7 @@ fn not_supported(_: &Context) -> Result<()> {
     Ok(())
 }
 
-fn no_timeout(_: &Context) -> Result<()> {
+fn no_timeout(context: &Context) -> Result<()> {
     let server = silent_server()?;
     let device = Device::open(0)?;
     let attachment = Setup::for_server(&server).timeout(0).attach(&device, &server)?;
@@ -186,6 +187,8 @@ fn no_timeout(_: &Context) -> Result<()> {
     round_trip(&open_direct("/dev/nbd0")?, 0, &[4; 4096]).context("while another request waits")?;
     let told = lines.iter().filter(|line| line.contains("ossible stuck")).count();
     println!("told {told} times");
+    let advised = lines.iter().any(|line| line.contains("disconnect to end it"));
+    ensure!(advised || context.driver == Driver::Nbd, "the log does not say what to do: {lines:?}");
     attachment.detach()?;
     read.fails("NBD_DISCONNECT")?;
     drop(device);
