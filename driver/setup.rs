@@ -109,11 +109,11 @@ impl fmt::Display for Explained {
                 write!(f, "in use: disconnect it first")
             }
             (Refusal::Held, Some(user)) => f.write_fmt(fmt!(
-                "used by {user} since the last attachment: unmount or release it first"
+                "still used by {user}: unmount or release it first"
             )),
             (Refusal::Held, None) => write!(
                 f,
-                "used exclusively since the last attachment: release it first"
+                "still used exclusively: release it first"
             ),
             (Refusal::Draining, _) => {
                 write!(f, "the last attachment is not gone yet: try again")
