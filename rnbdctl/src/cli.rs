@@ -26,6 +26,8 @@ Examples:
   rnbdctl handover nbd0 /run/next.sock
   rnbdctl disconnect nbd0";
 
+const SERVER: &str = "HOST, HOST:PORT, [IPV6]:PORT, or the path of a UNIX socket";
+
 const STYLES: Styles =
     Styles::styled().header(AnsiColor::Green.on_default().bold()).literal(AnsiColor::Cyan.on_default());
 
@@ -83,7 +85,7 @@ pub struct ExportArgs {
 
 #[derive(Args)]
 pub struct ConnectArgs {
-    /// HOST, HOST:PORT, [IPV6]:PORT, or the path of a UNIX socket
+    #[arg(help = SERVER)]
     pub server: Address,
     #[command(flatten)]
     pub export: ExportArgs,
@@ -130,7 +132,7 @@ pub struct ReconfigureArgs {
     /// The device: nbd0, /dev/nbd0 or 0
     #[arg(value_name = "DEV", value_parser = parse_device)]
     pub device: u32,
-    /// HOST, HOST:PORT, [IPV6]:PORT, or the path of a UNIX socket; without this, only settings are changed
+    #[arg(help = format!("{SERVER}; without this, only settings are changed"))]
     #[arg(required_unless_present_any = ["timeout", "dead_timeout"])]
     pub server: Option<Address>,
     #[command(flatten)]
@@ -156,7 +158,7 @@ pub struct HandoverArgs {
     /// The device: nbd0, /dev/nbd0 or 0
     #[arg(value_name = "DEV", value_parser = parse_device)]
     pub device: u32,
-    /// HOST, HOST:PORT, [IPV6]:PORT, or the path of a UNIX socket
+    #[arg(help = SERVER)]
     pub server: Address,
     #[command(flatten)]
     pub export: ExportArgs,

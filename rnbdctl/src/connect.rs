@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use nbd_netlink::{attr, attr_string, attr_u64, client_flag};
+use nix::errno::Errno;
 use rnbd_protocol::flags::TransmissionFlags;
 use serde::Serialize;
 
@@ -59,7 +60,11 @@ pub fn run(args: &ConnectArgs) -> Result<()> {
     let answer = client.connect(args.device, export.size, &session.fds(), &options)?;
     let index = match answer {
         Ok(index) => index,
-        Err(refusal) => return Err(explained(args.device, Failure::of(&place(args.device), &refusal)).into()),
+        Err(refusal) => {
+            let failure = Failure::of(&place(args.device), &refusal);
+            let busy = args.device.filter(|_| refusal.errno == Errno::EBUSY);
+            return Err(explained(busy, failure).into());
+        }
     };
     session.give_away(args.connections.into());
     keep_to_maximum(index, &export);
@@ -97,7 +102,7 @@ fn place(device: Option<u32>) -> String {
     }
 }
 
-/// nbd.ko does not say why it refuses; what is known of the device does.
+/// nbd.ko does not say why a device is busy; what is known of it does.
 fn explained(device: Option<u32>, failure: Failure) -> Failure {
     let Some(device) = device.and_then(|index| device::one(index).ok()) else { return failure };
     if device.driver == Driver::Rnbd {
@@ -124,7 +129,7 @@ fn block_size(export: &Export, asked: Option<u32>) -> Result<u32> {
         return Err(Failure::new(Kind::Server, told).into());
     }
     if let Some(rest) = export.size.checked_rem(block_size.into()).filter(|rest| *rest != 0) {
-        anstream::eprintln!(
+        eprintln!(
             "rnbdctl: the export's last {rest} bytes are no whole block of {block_size} bytes, and cannot be reached"
         );
     }
@@ -159,7 +164,7 @@ fn keep_to_maximum(index: u32, export: &Export) {
         return;
     }
     if let Err(error) = fs::write(&path, maximum.to_string()) {
-        anstream::eprintln!(
+        eprintln!(
             "rnbdctl: nbd{index}: the server takes requests of {} bytes at most, and the device cannot be held to that: {}",
             sizes.maximum,
             text::plain(&error)

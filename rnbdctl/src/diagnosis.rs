@@ -141,6 +141,10 @@ fn in_use_meanwhile(details: &Details, what: &str) -> Option<Advice> {
 
 fn running(details: &Details) -> Vec<Advice> {
     let device = &details.device;
+    let dead = device.owner.as_ref().filter(|owner| owner.alive == Some(false));
+    if let (Driver::Nbd, false, Some(owner)) = (device.driver, details.by_netlink, dead) {
+        return vec![kept(details, owner.pid)];
+    }
     let mut advice = Vec::new();
     if let Some(connections) = device.connections {
         advice.push(attached(details, connections));
@@ -253,22 +257,37 @@ fn slow(details: &Details) -> Option<Advice> {
     })
 }
 
+/// The incident, with nbd.ko.
+fn kept(details: &Details, pid: i32) -> Advice {
+    say(format!(
+        "It looks attached, but process {pid}, which did that by ioctl, is gone: nbd.ko keeps the attachment until the \
+         last one closes it, and each new attempt fails with EBUSY. It is open in {}.",
+        openers(details)
+    ))
+    .advise(end_openers(details))
+}
+
 /// nbd.ko does not say what it is.
 fn held(details: &Details) -> Vec<Advice> {
-    let openers = match details.openers.is_empty() {
+    let told = say(format!(
+        "nbd.ko counts it as in use, though nothing is attached. It is open in {}, or it is set up and not started. As \
+         long as it is open nbd.ko keeps the last configuration: if that one's owner has died, each new attempt fails \
+         with EBUSY, \"Device being setup by another task\".",
+        openers(details)
+    ));
+    vec![told.advise(end_openers(details))]
+}
+
+fn openers(details: &Details) -> String {
+    match details.openers.is_empty() {
         true => "no process that can be seen from here".to_owned(),
         false => list(&details.openers),
-    };
-    let told = say(format!(
-        "nbd.ko counts it as in use, though nothing is attached. It is open in {openers}, or it is set up and not \
-         started. As long as it is open nbd.ko keeps the last configuration: if that one's owner has died, each new \
-         attempt fails with EBUSY, \"Device being setup by another task\"."
-    ));
-    let mut advice = Vec::new();
-    if exclusive(details).next().is_some() {
-        advice.push(told.advise(format!("{}, then end what else has it open.", releases(details))));
-    } else {
-        advice.push(told.advise("End the processes that have it open; with the last one nbd.ko forgets it."));
     }
-    advice
+}
+
+fn end_openers(details: &Details) -> String {
+    match exclusive(details).next() {
+        Some(_) => format!("{}, then end what else has it open.", releases(details)),
+        None => "End the processes that have it open; with the last one nbd.ko forgets it.".to_owned(),
+    }
 }

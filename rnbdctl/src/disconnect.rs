@@ -43,8 +43,10 @@ fn disconnect(client: &Client, index: u32, force: bool) -> Result<String> {
     let answer = client.disconnect(index)?;
     driver::granted(&format!("cannot detach nbd{index}"), answer)?;
     let Ok(after) = device::one(index) else { return Ok("detached, and the device is gone".to_owned()) };
-    if matches!(after.state, State::Idle) {
-        return Ok("detached".to_owned());
+    match after.state {
+        State::Idle => return Ok("detached".to_owned()),
+        State::Gone => return Ok("detached, and the device goes".to_owned()),
+        _ => {}
     }
     // nbd.ko keeps it as long as it is open.
     let openers = Details::read(after).openers;

@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use nbd_netlink::Refusal;
 
+/// Longest text that the kernel makes room for in an extended ack; the rest is cut off.
+const MAX_TEXT: usize = 79;
+
 /// The kinds of failures, by their exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -45,13 +48,20 @@ impl Failure {
             return Failure::privileges(what);
         }
         let errno = refusal.errno;
-        let told = match refusal.text.as_str() {
+        // The device is named once.
+        let text = match refusal.text.split_once(": ") {
+            Some((device, why)) if what.ends_with(&format!(" {device}")) => why,
+            _ => &refusal.text,
+        };
+        let cut_off = if refusal.text.len() >= MAX_TEXT { "…" } else { "" };
+        let told = match text {
             "" => format!("{what}: {} ({errno:?})", errno.desc()),
-            text => format!("{what}: {text} ({errno:?})"),
+            text => format!("{what}: {text}{cut_off} ({errno:?})"),
         };
         let failure = Failure::new(Kind::Refused, told);
-        match refusal.text.as_str() {
-            "" => failure.hint("the driver does not say why; the kernel log may: dmesg | grep nbd"),
+        match refusal.text.len() {
+            0 => failure.hint("the driver does not say why; the kernel log may: dmesg | grep nbd"),
+            MAX_TEXT.. => failure.hint("the kernel log has all of it: dmesg | grep nbd"),
             _ => failure,
         }
     }
@@ -90,6 +100,8 @@ mod tests {
 
     #[test]
     fn the_kernels_words_are_shown() {
+        let told = Failure::of("cannot attach nbd0", &refusal(Errno::EBUSY, "nbd0: in use")).to_string();
+        assert_eq!(told, "cannot attach nbd0: in use (EBUSY)");
         let failure = Failure::of(
             "nbd0",
             &refusal(Errno::EBUSY, "in use, attached by 12 (qemu-nbd): disconnect it first"),
@@ -99,6 +111,14 @@ mod tests {
             "nbd0: in use, attached by 12 (qemu-nbd): disconnect it first (EBUSY)"
         );
         assert!(failure.hints().is_empty());
+    }
+
+    #[test]
+    fn words_that_are_cut_off_are_marked() {
+        let text = format!("nbd0: {}", "x".repeat(73));
+        let failure = Failure::of("cannot attach nbd0", &refusal(Errno::EBUSY, &text));
+        assert_eq!(failure.to_string(), format!("cannot attach nbd0: {}… (EBUSY)", "x".repeat(73)));
+        assert!(failure.hints()[0].contains("dmesg"));
     }
 
     #[test]

@@ -45,8 +45,8 @@ fn main() -> ExitCode {
 
 /// Says what went wrong and what to do about it, and gives the exit status.
 fn report(error: &anyhow::Error) -> ExitCode {
-    anstream::eprintln!("rnbdctl: {error:#}");
+    eprintln!("rnbdctl: {error:#}");
     let Some(failure) = error.downcast_ref::<Failure>() else { return ExitCode::FAILURE };
-    failure.hints().iter().for_each(|hint| anstream::eprintln!("  {hint}"));
+    failure.hints().iter().for_each(|hint| eprintln!("  {hint}"));
     failure.exit_code()
 }

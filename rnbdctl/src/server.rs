@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Connections to a server, through the handshake, for the kernel to go on with.
 
+#[cfg(test)]
+mod real;
+
 use std::io::{self, Read, Write};
 use std::net::ToSocketAddrs;
 use std::os::fd::{AsRawFd, RawFd};
@@ -183,18 +186,30 @@ impl Write for Bounded<'_> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A new one.
+    pub fn directory() -> PathBuf {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("rnbdctl-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        directory
+    }
+
     /// A server at a path that does `serve` with each of its first `clients`.
     fn open(
+        patience: Duration,
         clients: usize,
         connections: usize,
         serve: fn(&Socket),
     ) -> (Result<Session>, std::thread::JoinHandle<Vec<u8>>) {
-        let directory =
-            std::env::temp_dir().join(format!("rnbdctl-{}-{serve:p}-{clients}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
+        let directory = directory();
         let path = directory.join("socket");
         let listener = UnixListener::bind(&path).unwrap();
         let script = std::thread::spawn(move || {
@@ -212,8 +227,7 @@ mod tests {
             heard
         });
         let address = Address::Unix(path);
-        let wanted =
-            Wanted { address: &address, export: "", connections, patience: Duration::from_millis(500) };
+        let wanted = Wanted { address: &address, export: "", connections, patience };
         let session = wanted.open();
         std::fs::remove_dir_all(&directory).unwrap();
         (session, script)
@@ -236,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_session_that_comes_to_nothing_is_ended_by_the_book() {
-        let (session, script) = open(1, 1, |socket| grant(socket, 1));
+        let (session, script) = open(PATIENCE, 1, 1, |socket| grant(socket, 1));
         drop(session.unwrap());
         let heard = script.join().unwrap();
         // NBD_CMD_DISC.
@@ -246,7 +260,7 @@ mod tests {
 
     #[test]
     fn sockets_of_the_kernels_are_left_alone() {
-        let (session, script) = open(2, 2, |socket| grant(socket, 2));
+        let (session, script) = open(PATIENCE, 2, 2, |socket| grant(socket, 2));
         let mut session = session.unwrap();
         session.give_away(1);
         drop(session);
@@ -255,7 +269,7 @@ mod tests {
 
     #[test]
     fn the_kernel_gets_sockets_without_time_outs() {
-        let (session, script) = open(1, 1, |socket| grant(socket, 1));
+        let (session, script) = open(PATIENCE, 1, 1, |socket| grant(socket, 1));
         let session = session.unwrap();
         let socket = &session.connections[0].socket;
         assert_eq!(socket.read_timeout().unwrap(), None);
@@ -266,7 +280,7 @@ mod tests {
 
     #[test]
     fn several_connections_need_the_servers_consent() {
-        let (session, script) = open(1, 2, |socket| grant(socket, 1));
+        let (session, script) = open(PATIENCE, 1, 2, |socket| grant(socket, 1));
         let told = session.err().unwrap().to_string();
         assert!(told.contains("NBD_FLAG_CAN_MULTI_CONN"), "{told}");
         script.join().unwrap();
@@ -274,25 +288,26 @@ mod tests {
 
     #[test]
     fn a_server_that_drips_is_not_awaited_for_ever() {
-        let (session, script) = open(1, 1, |mut socket| {
-            // The client goes when its patience is over, not when the greeting is.
-            for byte in b"NBDMAGICIHAVEOPT\0\x03".iter().cycle() {
-                std::thread::sleep(Duration::from_millis(60));
+        static SENT: AtomicU32 = AtomicU32::new(0);
+        let (session, script) = open(Duration::from_secs(2), 1, 1, |mut socket| {
+            for byte in b"NBDMAGICIHAVEOPT\0\x03" {
+                std::thread::sleep(Duration::from_secs(1));
                 if socket.write_all(&[*byte]).is_err() {
                     return;
                 }
+                SENT.fetch_add(1, Ordering::Relaxed);
             }
         });
         let told = session.err().unwrap().to_string();
         assert!(told.contains("it does not answer"), "{told}");
         script.join().unwrap();
+        assert!(SENT.load(Ordering::Relaxed) < 18, "the client waited for the end of the greeting");
     }
 
     #[test]
     fn a_server_that_is_not_there_is_told() {
         let address = Address::Unix("/nonexistent/socket".into());
-        let wanted =
-            Wanted { address: &address, export: "disk", connections: 1, patience: Duration::from_secs(1) };
+        let wanted = Wanted { address: &address, export: "disk", connections: 1, patience: PATIENCE };
         let told = wanted.open().err().unwrap().to_string();
         assert_eq!(
             told,

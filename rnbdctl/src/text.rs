@@ -36,7 +36,7 @@ pub fn plain(error: &io::Error) -> String {
 
 /// Writes to standard output. That nobody reads to its end is no failure.
 pub fn print(text: &str) -> Result<()> {
-    let mut out = anstream::stdout().lock();
+    let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
         other => Ok(other?),

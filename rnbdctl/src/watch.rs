@@ -27,8 +27,10 @@ const KEPT: usize = 12;
 /// Other screen, no cursor; and back.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
-/// Top left, and nothing below.
-const CLEAR: &str = "\x1b[H\x1b[J";
+/// Top left; nothing to the right; nothing below.
+const HOME: &str = "\x1b[H";
+const END_LINE: &str = "\x1b[K\n";
+const END: &str = "\x1b[J";
 
 /// Something that has changed.
 #[derive(Serialize)]
@@ -78,7 +80,7 @@ enum View {
 }
 
 pub fn run(args: &WatchArgs) -> Result<()> {
-    ensure!(args.interval.is_finite() && args.interval >= 0.1, "an interval has at least 0.1 seconds");
+    ensure!((0.1..=86400.0).contains(&args.interval), "an interval has from 0.1 to 86400 seconds");
     driver::loaded()?;
     if let Some(index) = args.device {
         device::one(index)?;
@@ -88,7 +90,7 @@ pub fn run(args: &WatchArgs) -> Result<()> {
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
-    let view = match (args.json, std::io::stdout().is_terminal()) {
+    let view = match (args.json, is_screen()) {
         (true, _) => View::Json,
         (_, true) => View::Live(VecDeque::new()),
         (_, false) => View::Lines,
@@ -103,6 +105,11 @@ pub fn run(args: &WatchArgs) -> Result<()> {
         text::print(LEAVE)?;
     }
     ended
+}
+
+/// Whether standard output is a terminal that has a cursor.
+fn is_screen() -> bool {
+    std::io::stdout().is_terminal() && std::env::var("TERM").is_ok_and(|kind| kind != "dumb")
 }
 
 struct Watch {
@@ -222,7 +229,7 @@ impl Watch {
         let shown: Vec<Device> =
             self.known.values().filter(|device| device.state != State::Idle).cloned().collect();
         let idle = self.known.len() - shown.len();
-        let mut screen = String::from(CLEAR);
+        let mut screen = String::new();
         if !shown.is_empty() {
             screen += &table(&shown);
         }
@@ -230,7 +237,8 @@ impl Watch {
         let _ =
             write!(screen, "{} {is} idle; Ctrl-C ends\n\n", text::count(idle as u64, "device", "devices"));
         events.iter().for_each(|event| screen += &format!("{event}\n"));
-        text::print(&screen)
+        // Written over what is there, it does not flicker.
+        text::print(&format!("{HOME}{}{END}", screen.replace('\n', END_LINE)))
     }
 }
 

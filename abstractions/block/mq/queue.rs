@@ -168,7 +168,9 @@ impl<T: Operations> Disk<T> {
 
     /// Sets how long a request may take before [`Operations::timeout`] is called, in seconds.
     pub(crate) fn set_request_timeout(&self, seconds: u32) {
-        let jiffies = seconds.saturating_mul(bindings::HZ);
+        // `bindings::HZ` is what user space takes for it.
+        let jiffies = msecs_to_jiffies(seconds.saturating_mul(1000));
+        let jiffies = u32::try_from(jiffies).unwrap_or(u32::MAX);
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_queue_rq_timeout(self.queue(), jiffies) };
     }

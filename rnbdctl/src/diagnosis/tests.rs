@@ -211,6 +211,25 @@ fn draining_ends_by_itself_and_names_who_loses_the_device() {
 }
 
 #[test]
+fn the_incident_on_nbd_ko_is_told_with_who_keeps_the_device() {
+    let mut details = attached(false, 1, 1);
+    details.device.driver = Driver::Nbd;
+    details.device.connections = None;
+    details.openers.push(Opener { pid: 12, comm: "blkid".to_owned(), node: "nbd3".to_owned() });
+    has(&said(&details).0, "It is attached, as long as 4711 (qemu-nbd) runs.");
+    details.device.owner = Some(Owner { pid: 4711, comm: String::new(), alive: Some(false) });
+    let (what, to_do) = said(&details);
+    has(&what, "process 4711, which did that by ioctl, is gone");
+    has(&what, "fails with EBUSY. It is open in 12 (blkid).");
+    has(&to_do, "End the processes that have it open");
+    details.users.push(mounted());
+    has(&said(&details).1, "umount /srv, then");
+    // Who attaches by netlink may go.
+    details.by_netlink = true;
+    has(&said(&details).0, "It is attached, by netlink");
+}
+
+#[test]
 fn what_nbd_ko_holds_is_explained_with_who_has_it_open() {
     let mut details = details();
     details.device.driver = Driver::Nbd;

@@ -24,9 +24,10 @@ pub const TESTS: &[Test] = &[
     Test::new("rnbdctl.resize", "another size is taken on demand alone", resize),
     Test::new(
         "rnbdctl.handover",
-        "100 handovers to another server under load, or a word that it cannot be",
+        "30 handovers to another server under load, or a word that it cannot be",
         handover,
-    ),
+    )
+    .limit(150),
 ];
 
 /// Waits until the driver has told of so many deaths.
@@ -122,7 +123,7 @@ fn handover(context: &Context) -> Result<()> {
         Ok(rounds)
     });
     let handed = || -> Result<()> {
-        for round in 0..context.rounds(100, 4) {
+        for round in 0..context.rounds(30, 4) {
             let next = &servers[(round + 1) % 2];
             let told = json(&["handover", "nbd0", &next.socket, "--json"])?;
             let mut checks = Checks::default();

@@ -114,8 +114,13 @@ impl Served {
     }
 
     fn of(image: &str, context: &Context, name: &str) -> Result<Served> {
+        Served::to(16, image, context, name)
+    }
+
+    /// To so many connections at a time.
+    fn to(clients: u32, image: &str, context: &Context, name: &str) -> Result<Served> {
         let socket = context.scratch_file(name);
-        let daemon = QemuNbd::listen(Path::new(&socket), image, 8)?;
+        let daemon = QemuNbd::listen(Path::new(&socket), image, clients)?;
         wait_for("qemu-nbd to listen", || UnixStream::connect(&socket).is_ok())?;
         Ok(Served { _daemon: daemon, socket })
     }

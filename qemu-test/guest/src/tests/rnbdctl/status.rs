@@ -21,6 +21,11 @@ use crate::tests::{Checks, Context, Test, ours_only};
 pub const TESTS: &[Test] = &[
     Test::new("rnbdctl.status", "tells devices that are idle, attached and open, with either driver", status)
         .quick(),
+    Test::new(
+        "rnbdctl.status_incident",
+        "tells what a client that died has left, and who keeps it",
+        dead_client,
+    ),
     Test::new("rnbdctl.status_setup", "tells a living owner's setup from an orphan", setup),
     Test::new(
         "rnbdctl.status_requests",
@@ -81,6 +86,30 @@ fn status(context: &Context) -> Result<()> {
     checks.done()
 }
 
+fn dead_client(context: &Context) -> Result<()> {
+    let server = Server::new(Export::memory(1 << 20)?);
+    let mut client = Setup::for_server(&server).attach_in_child(0, &server)?;
+    let pid = client.pid();
+    let attached = of("nbd0")?;
+    let mut checks = Checks::default();
+    checks.equal("its owner", &attached["owner"]["pid"], &json!(pid));
+    checks.equal("its owner's life", &attached["owner"]["alive"], &json!(true));
+    says(&diagnosis(&attached), &[&format!("It is attached, as long as {pid} (")])?;
+    let holder = hold_open(node(0))?;
+    client.kill()?;
+    server.wait_closed()?;
+    let keeps = format!("{} (", holder.pid());
+    if context.driver == Driver::Nbd {
+        let left = format!("process {pid}, which did that by ioctl, is gone");
+        says(&diagnosis(&of("nbd0")?), &[&left, "fails with EBUSY", &keeps])?;
+    } else {
+        wait_for("the device to be idle", || of("nbd0").is_ok_and(|now| now["state"] == json!("idle")))?;
+        says(&diagnosis(&of("nbd0")?), &["It is free", &keeps, "that does not keep it from being attached"])?;
+    }
+    drop(holder);
+    checks.done()
+}
+
 fn setup(context: &Context) -> Result<()> {
     ours_only(context)?;
     let holder = hold_open(node(0))?;
@@ -98,7 +127,8 @@ fn setup(context: &Context) -> Result<()> {
     // The owner refuses us, in the kernel's words.
     let socket = Served::start(context, "socket")?;
     let connect = ["connect", &*socket.socket, "--device", "nbd0"];
-    Run::with(&connect)?.refused(1, &["cannot attach nbd0", &format!("being set up by {pid}"), "EBUSY"])?;
+    Run::with(&connect)?
+        .refused(1, &["cannot attach nbd0", &format!("being set up by pid {pid} ("), "EBUSY"])?;
 
     // It shares the open file, so that the setup stays.
     let child = setter.fork()?;
@@ -192,8 +222,10 @@ fn mounted(context: &Context) -> Result<()> {
         &["still used since the last attachment", &used, &format!("umount {at}; then it is free")],
     )?;
     // The kernel's own words.
-    Run::with(&connect)?
-        .refused(1, &["cannot attach nbd0", "used by ext4", "unmount or release it first", "EBUSY"])?;
+    Run::with(&connect)?.refused(
+        1,
+        &["cannot attach nbd0", "used by a mounted filesystem", "unmount or release it first", "EBUSY"],
+    )?;
     drop(mounted);
     wait_for("the filesystem to be gone", || {
         of("nbd0").is_ok_and(|now| diagnosis(&now).contains("It is free"))

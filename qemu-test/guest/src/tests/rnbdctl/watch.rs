@@ -100,13 +100,14 @@ impl Drop for Watching {
 fn parts(mut from: impl BufRead + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
-        let mut line = Vec::new();
-        // The other end of a terminal that is closed gives an error.
-        while from.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
-            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+        loop {
+            let mut line = Vec::new();
+            // The other end of a terminal that is closed gives an error, with what came before it.
+            let read = from.read_until(b'\n', &mut line);
+            let last = !read.is_ok_and(|count| count > 0);
+            if line.is_empty() || sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() || last {
                 break;
             }
-            line.clear();
         }
     });
     receiver
@@ -133,10 +134,13 @@ fn happen(
 fn lines(context: &Context) -> Result<()> {
     let mut watching = Watching::start(&[])?;
     watching.line(&["watching 2 devices"])?;
-    let (running, dead) =
-        happen(context, &mut watching, &["nbd0 is running"], &["nbd0: a connection died (LINK_DEAD)"])?;
-    watching.line(&["nbd0 is idle", "(was running)"])?;
-    says(&running, &["4 MiB", "(was idle)"])?;
+    let (running, dead) = happen(
+        context,
+        &mut watching,
+        &["nbd0 is running", "4 MiB"],
+        &["nbd0: a connection died (LINK_DEAD)"],
+    )?;
+    watching.line(&["nbd0 is idle"])?;
     if context.driver == Driver::Rnbd {
         says(&running, &["2 of 2 connections live"])?;
         says(&dead, &[" of 2 live; generation ", "the server closed it"])?;
