@@ -3,7 +3,7 @@
 # (What Kbuild builds is in Kbuild.)
 
 .DEFAULT_GOAL := module
-.PHONY: module demo test soak kunit quick shell bench paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
+.PHONY: module demo test soak kunit quick shell bench profile paths debug-kernel host-test check fmt fmt-check clippy doc clean prune distclean selftest miri help
 
 # DEBUG=1: the debug kernel instead of the stock one.
 debug := $(if $(DEBUG),--debug)
@@ -31,6 +31,9 @@ shell: ## a shell in the machine, with rnbd.ko loaded; DEBUG=1: in the debug ker
 
 bench: ## measure rnbd.ko against nbd.ko, write docs/benchmarks/; QUICK=1: in five minutes
 	@toolchain/bench $(if $(QUICK),--quick)
+
+profile: ## run a job of the benchmark under perf: JOB=randread-4k-qd32-1conn-unix; DRIVER=nbd; CALLS=1: with callers
+	@toolchain/profile $(if $(DRIVER),--driver $(DRIVER)) $(if $(CALLS),--calls) "$(JOB)"
 
 paths: ## print where kernel, modules, rnbd.ko, nbd.ko and the toolchain root are; DEBUG=1: the debug kernel too
 	@toolchain/paths $(debug)

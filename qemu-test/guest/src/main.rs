@@ -50,6 +50,8 @@ enum Command {
     },
     /// Measure rnbd.ko, nbd.ko and the limit of their sockets, and print a line of JSON a sample
     Bench(bench::Args),
+    /// Run one job of the benchmark under perf, and print where the time went
+    Profile(bench::profile::Args),
     /// Show the driver at work, a line a step
     Demo(demo::Args),
     /// The body of one test, in a process of its own
@@ -60,6 +62,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Profile(args) => bench::profile::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::List { selection, names_only } => {
             runner::list(&selection, names_only).map(|()| ExitCode::SUCCESS)

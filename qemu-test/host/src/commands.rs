@@ -18,11 +18,13 @@ use crate::terminal::{Terminal, seconds};
 
 mod bench;
 mod kunit;
+mod profile;
 mod selftest;
 mod test;
 
 pub use bench::{BenchArgs, bench};
 pub use kunit::{KunitArgs, kunit};
+pub use profile::{ProfileArgs, profile};
 pub use selftest::{SelftestArgs, selftest};
 pub use test::{TestArgs, test};
 

@@ -45,6 +45,9 @@ enum Command {
     /// By default in instructions, which the emulation counts, so that what else the machine does is not measured.
     #[command(args_override_self = true)]
     Bench(commands::BenchArgs),
+    /// Run one job of the benchmark under perf, in instructions, and print where they went
+    #[command(args_override_self = true)]
+    Profile(commands::ProfileArgs),
     /// Show the driver at work with real programs, a line a step
     #[command(args_override_self = true)]
     Demo(commands::DemoArgs),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Test(args) => commands::test(&args),
         Command::Kunit(args) => commands::kunit(&args),
         Command::Bench(args) => commands::bench(&args),
+        Command::Profile(args) => commands::profile(&args),
         Command::Demo(args) => commands::demo(&args),
         Command::Shell(args) => commands::shell(&args),
         Command::Selftest(args) => commands::selftest(&args),

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::meter::Meter;
 use super::server::Transport;
@@ -25,6 +25,8 @@ pub enum Kind {
 }
 
 impl Kind {
+    const ALL: [Kind; 5] = [Kind::RandomRead, Kind::RandomWrite, Kind::Read, Kind::Write, Kind::Mixed];
+
     fn fio(self) -> &'static str {
         match self {
             Kind::RandomRead => "randread",
@@ -57,13 +59,16 @@ pub struct Job {
     pub depth: u64,
     pub connections: usize,
     pub transport: Transport,
+    /// How much longer than in the benchmark it goes on.
+    #[serde(skip)]
+    pub longer: u64,
 }
 
 impl Job {
     /// So many blocks are read or written, in all.
     pub fn blocks(&self) -> u64 {
         let payload = (48 << 20) / self.block;
-        payload.clamp(1, 1500) + 4 * self.depth
+        payload.clamp(1, 1500) * self.longer + 4 * self.depth
     }
 
     /// Measures what lies between the first rounds, which fill the queue, and the last, which empty it.
@@ -78,16 +83,44 @@ impl Job {
         } else {
             format!("{}m", self.block >> 20)
         };
-        let transport = match self.transport {
-            Transport::Unix => "unix",
-            Transport::Tcp => "tcp",
-        };
-        format!("{}-{block}-qd{}-{}conn-{transport}", self.kind.fio(), self.depth, self.connections)
+        let (kind, transport) = (self.kind.fio(), self.transport.name());
+        format!("{kind}-{block}-qd{}-{}conn-{transport}", self.depth, self.connections)
     }
 
-    /// Does it, by fio, to the end.
-    pub fn run(&self, device: &str, seed: u64) -> Result<()> {
-        let mut command = Command::new("fio");
+    /// The job of this name.
+    pub fn named(name: &str) -> Result<Job> {
+        let parse = || {
+            let mut parts = name.split('-');
+            let mut next = || parts.next();
+            let kind = next()?;
+            let kind = Kind::ALL.into_iter().find(|known| known.fio() == kind)?;
+            let block = next()?;
+            let unit = if block.ends_with('m') { 1 << 20 } else { 1 << 10 };
+            let block = block.strip_suffix(['k', 'm'])?.parse::<u64>().ok()? * unit;
+            let depth = next()?.strip_prefix("qd")?.parse().ok()?;
+            let connections = next()?.strip_suffix("conn")?.parse().ok()?;
+            let transport = next()?;
+            let transport = Transport::ALL.into_iter().find(|known| known.name() == transport)?;
+            let in_range = block > 0 && block <= SIZE && depth > 0 && connections > 0;
+            (in_range && next().is_none()).then_some(Job {
+                kind,
+                block,
+                depth,
+                connections,
+                transport,
+                longer: 1,
+            })
+        };
+        parse().with_context(|| {
+            format!("{name:?} is no job: say KIND-BLOCK-qdDEPTH-COUNTconn-unix|tcp, as randread-4k-qd32-1conn-unix")
+        })
+    }
+
+    /// Does it, by fio, to the end. `under` is what fio is started by, if anything.
+    pub fn run(&self, device: &str, seed: u64, under: &[&str]) -> Result<()> {
+        let mut words = under.iter().copied().chain(["fio"]);
+        let mut command = Command::new(words.next().unwrap_or("fio"));
+        command.args(words);
         command.args(["--name=bench", "--thread", "--ioengine=io_uring", "--direct=1", "--norandommap"]);
         // What would cost time at the client, and tell nothing of the driver.
         command.args(["--gtod_reduce=1", "--scramble_buffers=0", "--invalidate=0", "--output=/tmp/fio.log"]);
@@ -111,7 +144,7 @@ pub fn jobs(quick: bool) -> Vec<Job> {
         [(Transport::Unix, 1), (Transport::Tcp, 1), (Transport::Unix, 4), (Transport::Tcp, 4)]
     {
         let first = (transport, connections) == (Transport::Unix, 1);
-        let job = |kind, block, depth| Job { kind, block, depth, connections, transport };
+        let job = |kind, block, depth| Job { kind, block, depth, connections, transport, longer: 1 };
         let mut all = Vec::new();
         for kind in [Kind::RandomRead, Kind::RandomWrite] {
             all.extend([1, 8, 32, 128].map(|depth| job(kind, 4 << 10, depth)));

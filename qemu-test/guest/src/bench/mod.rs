@@ -7,6 +7,7 @@ mod latency;
 mod limit;
 mod memory;
 mod meter;
+pub mod profile;
 mod server;
 
 use std::os::fd::{AsRawFd, RawFd};
@@ -201,18 +202,10 @@ impl Round<'_> {
     }
 
     fn on_device(&self, job: &Job, server: &Server) -> Result<()> {
-        let client = netlink::Client::open()?;
-        let fds: Vec<RawFd> = server.sockets.iter().map(AsRawFd::as_raw_fd).collect();
-        let answer = client.connect(Some(0), SIZE, &fds, &latency::options(job.connections))?;
-        answer.map_err(|refusal| anyhow!("CONNECT: {refusal:?}"))?;
-        let done = job.run("/dev/nbd0", self.seed);
-        if self.round == Some(0) {
-            self.queue(job)?;
-        }
-        let answer = client.disconnect(0)?;
-        done?;
-        answer.map_err(|refusal| anyhow!("DISCONNECT: {refusal:?}"))?;
-        until("the device to be idle", || !device::attached(0))
+        attached_to(server, job.connections, || {
+            job.run("/dev/nbd0", self.seed, &[])?;
+            if self.round == Some(0) { self.queue(job) } else { Ok(()) }
+        })
     }
 
     fn queue(&self, job: &Job) -> Result<()> {
@@ -223,6 +216,19 @@ impl Round<'_> {
         Line::Queue { subject: self.subject, connections: job.connections, attributes: attributes.into() }
             .print()
     }
+}
+
+/// Attaches the first device by netlink, does something, and detaches it.
+fn attached_to(server: &Server, connections: usize, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    let client = netlink::Client::open()?;
+    let fds: Vec<RawFd> = server.sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    let answer = client.connect(Some(0), SIZE, &fds, &latency::options(connections))?;
+    answer.map_err(|refusal| anyhow!("CONNECT: {refusal:?}"))?;
+    let done = body();
+    let answer = client.disconnect(0)?;
+    done?;
+    answer.map_err(|refusal| anyhow!("DISCONNECT: {refusal:?}"))?;
+    until("the device to be idle", || !device::attached(0))
 }
 
 fn load(driver: Driver, modules: &Path) -> Result<()> {

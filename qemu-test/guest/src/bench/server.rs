@@ -23,6 +23,17 @@ pub enum Transport {
     Tcp,
 }
 
+impl Transport {
+    pub const ALL: [Transport; 2] = [Transport::Unix, Transport::Tcp];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Transport::Unix => "unix",
+            Transport::Tcp => "tcp",
+        }
+    }
+}
+
 /// Received at once. Larger payloads than this are received where they belong.
 const BUFFER: usize = 32 << 10;
 

@@ -47,6 +47,7 @@ const WELCOME: &[&str] = &[
     "mount",
     "nbdkit",
     "partx",
+    "perf",
     "ps",
     "qemu-storage-daemon",
     "strace",
