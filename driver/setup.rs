@@ -108,13 +108,10 @@ impl fmt::Display for Explained {
             (Refusal::Running | Refusal::Netlink, None) => {
                 write!(f, "in use: disconnect it first")
             }
-            (Refusal::Held, Some(user)) => f.write_fmt(fmt!(
-                "still used by {user}: unmount or release it first"
-            )),
-            (Refusal::Held, None) => write!(
-                f,
-                "still used exclusively: release it first"
-            ),
+            (Refusal::Held, Some(user)) => {
+                f.write_fmt(fmt!("still used by {user}: unmount or release it first"))
+            }
+            (Refusal::Held, None) => write!(f, "still used exclusively: release it first"),
             (Refusal::Draining, _) => {
                 write!(f, "the last attachment is not gone yet: try again")
             }

@@ -45,7 +45,8 @@ unsafe fn end<T: Operations>(rq: *mut bindings::request, batch: &mut bindings::i
     let end_batch: unsafe extern "C" fn(*mut bindings::io_comp_batch) =
         bindings::blk_mq_end_request_batch;
     // SAFETY: As above; the batch outlives the request's place in it.
-    let taken = unsafe { extra::rnbd_helper_blk_mq_add_to_batch(rq, batch, failed, Some(end_batch)) };
+    let taken =
+        unsafe { extra::rnbd_helper_blk_mq_add_to_batch(rq, batch, failed, Some(end_batch)) };
     if !taken {
         // SAFETY: As above.
         unsafe { Tables::<T>::complete(rq) };

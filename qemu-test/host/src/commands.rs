@@ -173,16 +173,6 @@ impl Places {
         Ok(Prepared { places: self, kernel, folder, initramfs, accel, note, time_limit: self.time_limit })
     }
 
-    /// Does KVM boot this kernel?
-    fn has_kvm(&self) -> Result<bool> {
-        let kernel = exists("--kernel", &self.kernel)?;
-        let release =
-            self.modules.canonicalize()?.file_name().context("--modules is no release's")?.to_owned();
-        let store = self.work.join("initramfs").join(release);
-        std::fs::create_dir_all(&store)?;
-        Ok(kvm::choose(&self.size, &kernel, &store).0 == Accel::Kvm)
-    }
-
     fn test_program(&self) -> Result<PathBuf> {
         match &self.test_program {
             Some(path) => exists("--test-program", path),

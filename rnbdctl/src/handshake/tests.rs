@@ -139,7 +139,8 @@ fn flags_mean_nothing_without_the_flag_that_says_so() {
 #[test]
 fn a_server_without_go_is_asked_by_name() {
     let granted = Say([&SIZE.to_be_bytes()[..], &FLAGS.to_be_bytes(), b"next"].concat());
-    let (export, rest) = shake_hands(after_opening(vec![reply(1 << 31 | 1, &[]), by_name("disk"), granted]));
+    let (export, rest) =
+        shake_hands(after_opening(vec![reply((1 << 31) | 1, &[]), by_name("disk"), granted]));
     assert_eq!(export.unwrap().size, SIZE);
     assert_eq!(rest, b"next");
 }
@@ -161,19 +162,19 @@ fn a_server_that_closes_on_a_name_has_no_such_export() {
 #[test]
 fn a_refusal_is_told_with_the_servers_words_made_harmless() {
     let told = fails(after_opening(vec![
-        reply(1 << 31 | 6, b"no \x1b[31mdisk"),
+        reply((1 << 31) | 6, b"no \x1b[31mdisk"),
         Expect(wire::option(wire::option::ABORT, &[])),
     ]));
     assert_eq!(told, "it has no such export (\"no \\u{1b}[31mdisk\")");
-    let told = fails(after_opening(vec![reply(1 << 31 | 2, b"")]));
+    let told = fails(after_opening(vec![reply((1 << 31) | 2, b"")]));
     assert_eq!(told, "it refuses: its policy forbids it");
-    let told = fails(after_opening(vec![reply(1 << 31 | 77, b"?")]));
+    let told = fails(after_opening(vec![reply((1 << 31) | 77, b"?")]));
     assert_eq!(told, "it refuses: error 77 (\"?\")");
 }
 
 #[test]
 fn tls_is_said_to_be_wanted() {
-    assert!(fails(after_opening(vec![reply(1 << 31 | 5, b"")])).contains("it wants TLS"));
+    assert!(fails(after_opening(vec![reply((1 << 31) | 5, b"")])).contains("it wants TLS"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! How long attaching, the first read and detaching take, by netlink and by ioctl.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -30,44 +30,69 @@ pub fn options(connections: usize) -> Vec<DefaultNla> {
     vec![attr_u64(attr::BLOCK_SIZE_BYTES, 512), attr_u64(attr::SERVER_FLAGS, flag::HAS_FLAGS | multi)]
 }
 
-fn server(memory: &Arc<Memory>) -> Result<Server> {
-    Server::new(Transport::Unix, 1, memory, &Arc::new(Meter::new(u64::MAX, u64::MAX)))
+/// A server for somebody who only attaches.
+pub fn server(memory: &Arc<Memory>, connections: usize) -> Result<Server> {
+    Server::new(Transport::Unix, connections, memory, &Arc::new(Meter::new(u64::MAX, u64::MAX)))
 }
 
 /// What whoever has attached a device wants of it.
-fn read() -> Result<()> {
-    read_direct(&open_direct("/dev/nbd0")?, 0, 4096).map(drop).context("the first read")
+fn read(index: u32) -> Result<()> {
+    read_direct(&open_direct(device::node(index))?, 0, 4096).map(drop).context("the first read")
 }
 
-/// From the request to the kernel's word that it is done, and on until something is read.
+/// CONNECT; how long it took.
+pub fn connect(client: &netlink::Client, index: u32, server: &Server, connections: usize) -> Result<u64> {
+    let fds: Vec<RawFd> = server.sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    let start = now();
+    let answer = client.connect(Some(index), SIZE, &fds, &options(connections))?;
+    let time = now() - start;
+    answer.map_err(|refusal| anyhow!("CONNECT of nbd{index}: {refusal:?}"))?;
+    Ok(time)
+}
+
+/// DISCONNECT; how long it took.
+pub fn disconnect(client: &netlink::Client, index: u32) -> Result<u64> {
+    let start = now();
+    let answer = client.disconnect(index)?;
+    let time = now() - start;
+    answer.map_err(|refusal| anyhow!("DISCONNECT of nbd{index}: {refusal:?}"))?;
+    Ok(time)
+}
+
+impl Latencies {
+    /// From the request to the kernel's word that it is done, and on until something is read.
+    pub fn once_by_netlink(
+        &mut self,
+        client: &netlink::Client,
+        index: u32,
+        connections: usize,
+        memory: &Arc<Memory>,
+    ) -> Result<()> {
+        let server = server(memory, connections)?;
+        let start = now();
+        self.connect.push(connect(client, index, &server, connections)?);
+        read(index)?;
+        self.first_read.push(now() - start);
+        self.disconnect.push(disconnect(client, index)?);
+        server.ended()?;
+        until("the device to be idle", || !device::attached(index))
+    }
+}
+
+/// So many times by netlink.
 pub fn by_netlink(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
     let client = netlink::Client::open()?;
     let mut found = Latencies::default();
-    for _ in 0..times {
-        let server = server(memory)?;
-        let fds = [server.sockets[0].as_raw_fd()];
-        let start = now();
-        let answer = client.connect(Some(0), SIZE, &fds, &options(1))?;
-        found.connect.push(now() - start);
-        answer.map_err(|refusal| anyhow!("CONNECT: {refusal:?}"))?;
-        read()?;
-        found.first_read.push(now() - start);
-        let start = now();
-        let answer = client.disconnect(0)?;
-        found.disconnect.push(now() - start);
-        answer.map_err(|refusal| anyhow!("DISCONNECT: {refusal:?}"))?;
-        server.ended()?;
-        until("the device to be idle", || !device::attached(0))?;
-    }
+    (0..times).try_for_each(|_| found.once_by_netlink(&client, 0, 1, memory))?;
     Ok(found)
 }
 
-/// From the first ioctl until the device shows its size, and on until something is read; from NBD_DISCONNECT until NBD_DO_IT and the NBD_CLEAR_SOCK after
-/// it, as clients do it, have returned.
+/// From the first ioctl until the device shows its size, and on until something is read; from NBD_DISCONNECT until
+/// NBD_DO_IT and the NBD_CLEAR_SOCK after it, as clients do it, have returned.
 pub fn by_ioctl(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
     let mut found = Latencies::default();
     for _ in 0..times {
-        let server = server(memory)?;
+        let server = server(memory, 1)?;
         let device = Device::open(0)?;
         let start = now();
         let steps = [
@@ -91,7 +116,7 @@ pub fn by_ioctl(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
         })?;
         found.connect.push(now() - start);
         ensure!(!client.is_finished(), "NBD_DO_IT returned at once: {:?}", client.join());
-        read()?;
+        read(0)?;
         found.first_read.push(now() - start);
         let start = now();
         device.ioctl(req::DISCONNECT, 0).context("NBD_DISCONNECT")?;

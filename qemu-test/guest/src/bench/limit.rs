@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::job::{Job, SIZE};
+use super::meter::{Measured, Meter};
 use super::server::{advance, send_some};
 use crate::process::fork_child;
 use crate::server::wire::{REPLY_MAGIC, REQUEST_MAGIC};
@@ -20,24 +21,27 @@ use crate::server::wire::{REPLY_MAGIC, REQUEST_MAGIC};
 const READ: u16 = 0;
 const WRITE: u16 = 1;
 
-/// Runs the job on these sockets in a process of its own, so that the server's time is the server's alone.
-pub fn run(job: &Job, sockets: &[OwnedFd], seed: u64) -> Result<()> {
+/// Runs the job on these sockets in a process of its own, so that the server's time is the server's alone. With a meter,
+/// what comes is measured here, for a server that has none.
+pub fn run(job: &Job, sockets: &[OwnedFd], seed: u64, meter: Option<&Meter>) -> Result<Option<Measured>> {
     let keep: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
     let mut child = fork_child(&keep, |ready| {
         std::thread::scope(|scope| {
             let start = |(number, socket)| {
-                let mut client = Client::new(job, sockets.len() as u64, number as u64, socket, seed);
+                let mut client = Client::new(job, sockets.len() as u64, number as u64, socket, seed, meter);
                 scope.spawn(move || client.run())
             };
             let threads: Vec<_> = sockets.iter().enumerate().map(start).collect();
             for thread in threads {
                 thread.join().map_err(|_| anyhow!("a client panicked"))??;
             }
-            ready.tell("done")
+            let measured = meter.map(Meter::measured).transpose()?;
+            ready.tell(&serde_json::to_string(&measured)?)
         })
     })?;
-    child.expect_line("done")?;
-    child.success()
+    let measured = serde_json::from_str(&child.next_line()?)?;
+    child.success()?;
+    Ok(measured)
 }
 
 /// What is still to be sent of one request.
@@ -51,6 +55,7 @@ struct Outgoing {
 struct Client<'a> {
     job: &'a Job,
     socket: &'a OwnedFd,
+    meter: Option<&'a Meter>,
     rng: SmallRng,
     window: u64,
     total: u64,
@@ -67,11 +72,19 @@ struct Client<'a> {
 }
 
 impl Client<'_> {
-    fn new<'a>(job: &'a Job, share: u64, number: u64, socket: &'a OwnedFd, seed: u64) -> Client<'a> {
+    fn new<'a>(
+        job: &'a Job,
+        share: u64,
+        number: u64,
+        socket: &'a OwnedFd,
+        seed: u64,
+        meter: Option<&'a Meter>,
+    ) -> Client<'a> {
         let (blocks, rest) = (job.blocks() / share, job.blocks() % share);
         Client {
             job,
             socket,
+            meter,
             rng: SmallRng::seed_from_u64(seed.wrapping_add(number)),
             window: (job.depth / share).max(1),
             total: blocks + u64::from(number < rest),
@@ -170,6 +183,7 @@ impl Client<'_> {
             if self.pending && self.data == 0 {
                 self.pending = false;
                 self.answered += 1;
+                self.meter.inspect(|meter| meter.answered(self.job.block));
             }
             let Some(header) = self.buffer[..self.filled].get(used..used + 16).filter(|_| self.data == 0)
             else {

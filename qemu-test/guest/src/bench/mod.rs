@@ -3,19 +3,24 @@
 //! sample; what they come to, the harness works out.
 
 mod job;
+mod kernel;
 mod latency;
 mod limit;
+mod line;
 mod memory;
 mod meter;
 pub mod profile;
+mod program;
+mod scaling;
 mod server;
+mod ublk;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{RngCore, SeedableRng};
@@ -25,9 +30,14 @@ use crate::device;
 use crate::modules::Driver;
 use crate::netlink;
 use crate::process::wait_for;
-use job::{Job, SIZE};
+use job::{Extent, Job, SIZE, Serves};
+use kernel::Sampler;
 use latency::{Latencies, until};
+use line::Line;
 use memory::Memory;
+use meter::Measured;
+use program::Program;
+use scaling::{Axis, Point};
 use server::Server;
 
 /// Options of `bench`.
@@ -36,79 +46,66 @@ pub struct Args {
     /// Directory that holds rnbd.ko and nbd.ko
     #[arg(long, default_value = "/modules")]
     modules: PathBuf,
-    /// Fewer jobs
-    #[arg(long)]
-    quick: bool,
+    /// How much is measured
+    #[arg(long, default_value = "full")]
+    extent: Extent,
     /// How often all is measured
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// How many times as long each job takes
+    #[arg(long, default_value_t = 1)]
+    longer: u64,
     /// How often a device is attached in each round, by netlink and by ioctl
     #[arg(long, default_value_t = 20)]
     attaches: usize,
+    /// What the cost is to be seen over
+    #[arg(long, value_delimiter = ',')]
+    scaling: Vec<Axis>,
+    /// In how many of the rounds
+    #[arg(long, default_value_t = 3)]
+    scaling_rounds: usize,
     /// The order of drivers and jobs, and fio's random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Only jobs with so many connections
+    #[arg(long)]
+    connections: Option<usize>,
     /// Only jobs whose name has this in it
     #[arg(long, default_value = "")]
     only: String,
 }
 
+/// How long a boot has work of its own.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// The first device.
+const NAME: &str = "nbd0";
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Subject {
+pub enum Subject {
     Nbd,
     Rnbd,
+    /// A client in user space, behind ublk.
+    Ublk,
     Limit,
 }
 
 impl Subject {
+    /// All that there is: ublk is not on every kernel.
+    fn all() -> Vec<Subject> {
+        let mut all = vec![Subject::Nbd, Subject::Rnbd, Subject::Limit];
+        all.extend(ublk::available().then_some(Subject::Ublk));
+        all
+    }
+
     fn driver(self) -> Option<Driver> {
         match self {
             Subject::Nbd => Some(Driver::Nbd),
             Subject::Rnbd => Some(Driver::Rnbd),
-            Subject::Limit => None,
+            Subject::Ublk | Subject::Limit => None,
         }
-    }
-}
-
-/// A line of the output.
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum Line<'a> {
-    /// What is going to be done.
-    Plan { rounds: usize, seed: u64, jobs: usize, fio: String },
-    /// A job, in a round.
-    Sample {
-        round: usize,
-        subject: Subject,
-        name: String,
-        #[serde(flatten)]
-        job: &'a Job,
-        /// Bytes and requests between the marks.
-        bytes: u64,
-        requests: u64,
-        nanoseconds: u64,
-        server_nanoseconds: u64,
-        busy_nanoseconds: u64,
-        connections_used: usize,
-    },
-    /// Attaching and detaching, in a round.
-    Latency {
-        round: usize,
-        subject: Subject,
-        interface: &'static str,
-        #[serde(flatten)]
-        latencies: Latencies,
-    },
-    /// What the block layer has made of the device.
-    Queue { subject: Subject, connections: usize, attributes: Vec<(&'static str, String)> },
-}
-
-impl Line<'_> {
-    fn print(&self) -> Result<()> {
-        println!("{}", serde_json::to_string(self)?);
-        Ok(())
     }
 }
 
@@ -118,32 +115,56 @@ pub fn run(args: &Args) -> Result<()> {
         !Driver::Rnbd.loaded() && !Driver::Nbd.loaded(),
         "rmmod the driver that is loaded: both are measured"
     );
-    let jobs: Vec<Job> =
-        job::jobs(args.quick).into_iter().filter(|job| job.name().contains(&args.only)).collect();
+    let jobs: Vec<Job> = job::jobs(args.extent)
+        .into_iter()
+        .filter(|job| args.connections.is_none_or(|count| count == job.connections))
+        .filter(|job| job.name().contains(&args.only))
+        .map(|job| Job { longer: args.longer, ..job })
+        .collect();
     let fio = crate::process::run("fio", &["--version"])?.trim().to_owned();
-    Line::Plan { rounds: args.rounds, seed: args.seed, jobs: jobs.len(), fio }.print()?;
+    let points: Vec<(Axis, u32)> = args
+        .scaling
+        .iter()
+        .flat_map(|axis| axis.counts(args.extent).iter().map(|count| (*axis, *count)))
+        .collect();
+    let scaling_rounds = args.scaling_rounds.min(args.rounds);
+    let subjects = Subject::all();
+    let steps = subjects.len() * (args.rounds + 1) * jobs.len() + 2 * scaling_rounds * points.len();
+    Line::Plan { rounds: args.rounds, seed: args.seed, steps, fio }.print()?;
     let memory = Arc::new(Memory::new(SIZE as usize)?);
+    let wanted = |serves: &Serves| jobs.iter().any(|job| job.serves == *serves);
+    let programs = Serves::ALL.into_iter().filter(wanted).map(Program::start);
+    let programs: Vec<Program> = programs.filter_map(Result::transpose).collect::<Result<_>>()?;
+    let (memory, programs) = (&memory, &programs[..]);
     let mut rng = SmallRng::seed_from_u64(args.seed);
     // What a boot leaves to be done in the background is done, and caches are filled, before anything counts.
-    std::thread::sleep(Duration::from_secs(10));
-    let warm_up: Vec<Job> =
-        jobs.iter().copied().filter(|job| job.depth == 32 || job.block == 1 << 20).collect();
-    for subject in [Subject::Nbd, Subject::Rnbd, Subject::Limit] {
-        Round { round: None, subject, seed: args.seed, memory: &memory }
-            .run(args, &warm_up)
+    std::thread::sleep(SETTLE);
+    for subject in subjects.iter().copied() {
+        let sampler = Some(Arc::new(Sampler::start()?));
+        Round { round: None, subject, seed: args.seed, memory, programs, sampler }
+            .run(args, &jobs)
             .context("warm-up")?;
     }
+    Line::Round { round: None }.print()?;
     for round in 0..args.rounds {
-        let mut subjects = [Subject::Nbd, Subject::Rnbd, Subject::Limit];
+        let mut subjects = subjects.clone();
         subjects.shuffle(&mut rng);
         let mut order = jobs.clone();
         order.shuffle(&mut rng);
         // The same for all in a round: what is compared has the same addresses.
         let seed = u64::from(rng.next_u32());
         for subject in subjects {
-            let bench = Round { round: Some(round), subject, seed, memory: &memory };
-            bench.run(args, &order).with_context(|| format!("round {round}, {subject:?}"))?;
+            Round { round: Some(round), subject, seed, memory, programs, sampler: None }
+                .run(args, &order)
+                .with_context(|| format!("round {round}, {subject:?}"))?;
+            let points = points.iter().filter(|_| round < scaling_rounds);
+            for (axis, count) in points.copied() {
+                Point { round, subject, axis, count, seed, memory }
+                    .measure(&args.modules)
+                    .with_context(|| format!("round {round}, {subject:?}"))?;
+            }
         }
+        Line::Round { round: Some(round) }.print()?;
     }
     Ok(())
 }
@@ -154,15 +175,19 @@ struct Round<'a> {
     subject: Subject,
     seed: u64,
     memory: &'a Arc<Memory>,
+    programs: &'a [Program],
+    /// Only in the round that does not count: taking samples costs time too.
+    sampler: Option<Arc<Sampler>>,
 }
 
 impl Round<'_> {
     fn run(&self, args: &Args, jobs: &[Job]) -> Result<()> {
+        let measure = |job: &Job| self.measure(job).with_context(|| job.name());
         let Some(driver) = self.subject.driver() else {
-            return jobs.iter().try_for_each(|job| self.measure(job));
+            return jobs.iter().try_for_each(measure);
         };
         load(driver, &args.modules)?;
-        jobs.iter().try_for_each(|job| self.measure(job).with_context(|| job.name()))?;
+        jobs.iter().try_for_each(measure)?;
         if args.attaches > 0 && self.round.is_some() {
             self.latency("netlink", latency::by_netlink(self.memory, args.attaches)?)?;
             self.latency("ioctl", latency::by_ioctl(self.memory, args.attaches)?)?;
@@ -176,43 +201,60 @@ impl Round<'_> {
     }
 
     fn measure(&self, job: &Job) -> Result<()> {
-        let meter = Arc::new(job.meter());
+        let program = self.programs.iter().find(|program| program.serves() == job.serves);
+        let (measured, connections_used) = match program {
+            None => self.on_memory(job)?,
+            Some(program) => (self.on_program(job, program)?, None),
+        };
+        let (subject, name) = (self.subject, job.name());
+        let Some(round) = self.round else {
+            let processors = measured.kernel as f64 / measured.time as f64;
+            return Line::Kernel { subject, name, processors }.print();
+        };
+        Line::Sample { round, subject, name, job, figures: (&measured).into(), connections_used }.print()
+    }
+
+    fn on_memory(&self, job: &Job) -> Result<(Measured, Option<usize>)> {
+        let meter = Arc::new(job.meter().with_sampler(self.sampler.clone()));
         let server = Server::new(job.transport, job.connections, self.memory, &meter)?;
-        if self.subject.driver().is_some() {
-            self.on_device(job, &server)?;
-        } else {
-            limit::run(job, &server.sockets, self.seed)?;
+        match self.subject {
+            Subject::Nbd | Subject::Rnbd => attached_to(&server, job.connections, || self.fio(job))?,
+            Subject::Ublk => ublk::attached_to(job, &server.sockets, || self.fio(job))?,
+            Subject::Limit => limit::run(job, &server.sockets, self.seed, None).map(drop)?,
         }
         let connections_used = server.ended()?;
-        let measured = meter.measured()?;
-        let Some(round) = self.round else { return Ok(()) };
-        Line::Sample {
-            round,
-            subject: self.subject,
-            name: job.name(),
-            job,
-            bytes: measured.bytes,
-            requests: measured.requests,
-            nanoseconds: measured.time,
-            server_nanoseconds: measured.server,
-            busy_nanoseconds: measured.busy,
-            connections_used,
+        Ok((meter.measured()?, connections_used))
+    }
+
+    /// A real server does not see our marks: the device, or the limit's client, has to.
+    fn on_program(&self, job: &Job, program: &Program) -> Result<Measured> {
+        let meter = job.meter().with_server(program.pid())?;
+        let server = Server::of_program(program, job.connections)?;
+        if self.subject == Subject::Limit {
+            let measured = limit::run(job, &server.sockets, self.seed, Some(&meter))?;
+            return measured.context("the limit's client says nothing");
         }
-        .print()
+        let meter = meter.with_sampler(self.sampler.clone());
+        match self.subject {
+            Subject::Ublk => {
+                ublk::attached_to(job, &server.sockets, || meter.watching(ublk::NAME, || self.fio(job)))?
+            }
+            _ => attached_to(&server, job.connections, || meter.watching(NAME, || self.fio(job)))?,
+        }
+        meter.measured()
     }
 
-    fn on_device(&self, job: &Job, server: &Server) -> Result<()> {
-        attached_to(server, job.connections, || {
-            job.run("/dev/nbd0", self.seed, &[])?;
-            if self.round == Some(0) { self.queue(job) } else { Ok(()) }
-        })
+    fn fio(&self, job: &Job) -> Result<()> {
+        let name = if self.subject == Subject::Ublk { ublk::NAME } else { NAME };
+        job.run(&[name], self.seed, &[])?;
+        if self.round == Some(0) { self.queue(job, name) } else { Ok(()) }
     }
 
-    fn queue(&self, job: &Job) -> Result<()> {
+    fn queue(&self, job: &Job, device: &str) -> Result<()> {
         let attributes =
             ["scheduler", "max_sectors_kb", "max_segments", "nr_requests", "rotational", "wbt_lat_usec"];
-        let attributes =
-            attributes.map(|name| (name, device::sysfs(0, &format!("queue/{name}")).unwrap_or_default()));
+        let read = |name| fs::read_to_string(format!("/sys/block/{device}/queue/{name}")).unwrap_or_default();
+        let attributes = attributes.map(|name| (name, read(name).trim().to_owned()));
         Line::Queue { subject: self.subject, connections: job.connections, attributes: attributes.into() }
             .print()
     }
@@ -221,13 +263,11 @@ impl Round<'_> {
 /// Attaches the first device by netlink, does something, and detaches it.
 fn attached_to(server: &Server, connections: usize, body: impl FnOnce() -> Result<()>) -> Result<()> {
     let client = netlink::Client::open()?;
-    let fds: Vec<RawFd> = server.sockets.iter().map(AsRawFd::as_raw_fd).collect();
-    let answer = client.connect(Some(0), SIZE, &fds, &latency::options(connections))?;
-    answer.map_err(|refusal| anyhow!("CONNECT: {refusal:?}"))?;
+    latency::connect(&client, 0, server, connections)?;
     let done = body();
-    let answer = client.disconnect(0)?;
+    let detached = latency::disconnect(&client, 0);
     done?;
-    answer.map_err(|refusal| anyhow!("DISCONNECT: {refusal:?}"))?;
+    detached?;
     until("the device to be idle", || !device::attached(0))
 }
 

@@ -11,8 +11,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::job::{Job, SIZE};
 use super::memory::Memory;
+use super::program::Program;
 use super::server::Server;
-use super::{attached_to, load, unload};
+use super::{NAME, SETTLE, attached_to, load, unload};
 use crate::modules::Driver;
 use crate::process::run_within;
 
@@ -60,13 +61,27 @@ pub fn run(args: &Args) -> Result<()> {
     under.extend(args.calls.then_some("-g"));
     under.push("--");
     let memory = Arc::new(Memory::new(SIZE as usize)?);
+    let program = Program::start(job.serves)?;
     load(args.driver, &args.modules)?;
+    // What the boot leaves to be done in the background is not the job's.
+    std::thread::sleep(SETTLE);
     for (job, under) in [(&short, &[][..]), (&short, &[]), (&job, &under)] {
-        let meter = Arc::new(job.meter());
-        let server = Server::new(job.transport, job.connections, &memory, &meter)?;
-        attached_to(&server, job.connections, || job.run("/dev/nbd0", 1, under))?;
-        server.ended()?;
-        let measured = meter.measured()?;
+        let meter = job.meter();
+        let fio = || job.run(&[NAME], 1, under);
+        let measured = match &program {
+            None => {
+                let meter = Arc::new(meter);
+                let server = Server::new(job.transport, job.connections, &memory, &meter)?;
+                attached_to(&server, job.connections, fio)?;
+                server.ended()?;
+                meter.measured()?
+            }
+            Some(program) => {
+                let server = Server::of_program(program, job.connections)?;
+                attached_to(&server, job.connections, || meter.watching(NAME, fio))?;
+                meter.measured()?
+            }
+        };
         let each = measured.time as f64 / (measured.bytes as f64 / job.block as f64);
         let kind = if under.is_empty() { "alone" } else { "under perf" };
         let (name, driver) = (job.name(), args.driver.module());
@@ -76,19 +91,30 @@ pub fn run(args: &Args) -> Result<()> {
     unload(args.driver)
 }
 
+/// The line with Rust's symbols as people write them.
+fn demangled(line: &str) -> String {
+    let Some(at) = line.find("_R") else { return line.to_owned() };
+    let (before, symbol) = line.split_at(at);
+    match rustc_demangle::try_demangle(symbol) {
+        Ok(name) => format!("{before}{name:#}"),
+        Err(_) => line.to_owned(),
+    }
+}
+
 /// What each task took, in the kernel and outside, and then each function.
 fn report(args: &Args) -> Result<()> {
     for (sort, lines) in [("comm,dso", 20), ("comm,symbol", args.lines)] {
         let mut command = Command::new("perf");
-        command.args(["report", "-i", DATA, "--stdio", "--no-children", "--sort", sort]);
-        command.args(["--fields", &format!("overhead,{sort}"), "--percent-limit", "0.2"]);
+        let fields = format!("overhead,{sort}");
+        command.args(["report", "-i", DATA, "--stdio", "--no-children", "--percent-limit", "0.2"]);
+        command.args(["--sort", &fields, "--fields", &fields]);
         command.args((sort == "comm,dso").then_some("--call-graph=none"));
         let output = run_within(Duration::from_secs(600), &mut command)?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "perf report: {}\n{error}", output.status);
         let text = String::from_utf8_lossy(&output.stdout);
         let told = text.lines().map(str::trim_end).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        told.take(lines).chain([""]).for_each(|line| println!("{line}"));
+        told.take(lines).map(demangled).chain([String::new()]).for_each(|line| println!("{line}"));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::memory::Memory;
 use super::meter::Meter;
+use super::program::Program;
 use crate::server::wire::{self, Command, Request};
 
 /// How a client is connected.
@@ -271,13 +272,22 @@ impl Server {
         Ok(Server { sockets, connections })
     }
 
-    /// Waits until every client has gone. Returns how many connections had requests.
-    pub fn ended(self) -> Result<usize> {
+    /// A real server, which somebody else has started.
+    pub fn of_program(program: &Program, connections: usize) -> Result<Server> {
+        let sockets = (0..connections).map(|_| program.connect()).collect::<Result<_>>()?;
+        Ok(Server { sockets, connections: Vec::new() })
+    }
+
+    /// Waits until every client has gone. Returns how many connections had requests, if that is known.
+    pub fn ended(self) -> Result<Option<usize>> {
         drop(self.sockets);
+        if self.connections.is_empty() {
+            return Ok(None);
+        }
         let mut used = 0;
         for connection in self.connections {
             used += usize::from(connection.ended()? > 0);
         }
-        Ok(used)
+        Ok(Some(used))
     }
 }

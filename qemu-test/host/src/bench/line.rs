@@ -13,7 +13,9 @@ pub enum Subject {
     Nbd,
     /// Ours.
     Rnbd,
-    /// The same requests over the same socket, without a driver.
+    /// A client in user space, behind ublk.
+    Ublk,
+    /// The same requests over the same socket, without a block device.
     Limit,
 }
 
@@ -22,9 +24,25 @@ impl fmt::Display for Subject {
         to.write_str(match self {
             Subject::Nbd => "nbd.ko",
             Subject::Rnbd => "rnbd.ko",
+            Subject::Ublk => "ublk",
             Subject::Limit => "limit",
         })
     }
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Figures {
+    /// Bytes that were measured.
+    pub bytes: u64,
+    /// Requests on the wire that were measured.
+    pub requests: u64,
+    /// How long it took. Under icount, instructions.
+    pub nanoseconds: u64,
+    /// What of it the server's process took, its system calls included.
+    pub server_nanoseconds: u64,
+    /// What of it tasks ran at all; the rest is idle.
+    pub busy_nanoseconds: u64,
 }
 
 /// A job, in a round.
@@ -46,25 +64,46 @@ pub struct Sample {
     pub connections: usize,
     /// And their family.
     pub transport: String,
-    /// Bytes that were measured.
-    pub bytes: u64,
-    /// Requests on the wire that were measured.
-    pub requests: u64,
-    /// How long it took. Under icount, instructions.
-    pub nanoseconds: u64,
-    /// What of it the server's process took, its system calls included.
-    pub server_nanoseconds: u64,
-    /// What of it tasks ran at all; the rest is idle.
-    pub busy_nanoseconds: u64,
-    /// How many of the sockets had a request.
-    pub connections_used: usize,
+    /// Who serves.
+    pub serves: String,
+    /// What it took.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// How many of the sockets had a request; unknown of a real server.
+    pub connections_used: Option<usize>,
 }
 
-impl Sample {
-    /// I/Os of the job's size.
-    pub fn count(&self) -> f64 {
-        self.bytes as f64 / self.block as f64
-    }
+/// How many processors the kernel kept busy during a job, in a round of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Whose job.
+    pub subject: Subject,
+    /// The job's name.
+    pub name: String,
+    /// It may be more than one.
+    pub processors: f64,
+}
+
+/// A job, and attaching and detaching, with so many of something, in a round.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Scaling {
+    /// As of samples.
+    pub round: usize,
+    /// Whose.
+    pub subject: Subject,
+    /// Of what there are so many.
+    pub axis: String,
+    /// How many.
+    pub count: u32,
+    /// Bytes of an I/O.
+    pub block: u64,
+    /// What it took.
+    #[serde(flatten)]
+    pub figures: Figures,
+    /// Nanoseconds, each of them.
+    pub connect: Vec<u64>,
+    /// Nanoseconds, each of them.
+    pub disconnect: Vec<u64>,
 }
 
 /// Attaching and detaching, in a round.
@@ -102,10 +141,17 @@ pub struct Plan {
     pub rounds: usize,
     /// What their order comes from.
     pub seed: u64,
-    /// Jobs in a round, for each subject.
-    pub jobs: usize,
+    /// How many lines there will be of jobs and scaling.
+    pub steps: usize,
     /// Its version.
     pub fio: String,
+}
+
+/// A round that is over.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Round {
+    /// None of the one that does not count.
+    pub round: Option<usize>,
 }
 
 /// A line.
@@ -114,10 +160,16 @@ pub struct Plan {
 pub enum Line {
     /// The first one.
     Plan(Plan),
+    /// A round is over.
+    Round(Round),
     /// A job.
     Sample(Sample),
+    /// What the kernel took of one.
+    Kernel(Kernel),
     /// Attaching and detaching.
     Latency(Latency),
+    /// The same and a job, with more of something.
+    Scaling(Scaling),
     /// A device's queue.
     Queue(Queue),
 }

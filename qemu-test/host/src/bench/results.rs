@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::line::{Latency, Line, Plan, Queue, Sample, Subject};
+use super::line::{Figures, Kernel, Latency, Line, Plan, Queue, Sample, Scaling, Subject};
 use super::statistics::{Ratio, Summary, quantile};
 
 /// What a nanosecond of the guest is.
@@ -49,6 +49,8 @@ pub struct Origin {
     pub machine: String,
     /// What a figure is.
     pub measure: Measure,
+    /// Its processors take turns, so that what they are told of their time holds others' turns too.
+    pub turns: bool,
     /// Fewer jobs and rounds.
     pub quick: bool,
 }
@@ -58,14 +60,16 @@ pub struct Origin {
 pub struct Cost {
     /// All of it, idle time too.
     pub all: Summary,
-    /// Without what the server's process took.
-    pub without_server: Summary,
-    /// Share of the time in which no task ran.
-    pub idle: f64,
+    /// Without what the server's process took, where that is known.
+    pub without_server: Option<Summary>,
+    /// Share of the time in which no task ran, where that is known.
+    pub idle: Option<f64>,
+    /// What the kernel took of it, by samples in a round of its own.
+    pub kernel: Option<f64>,
     /// Requests on the wire for an I/O.
     pub requests: f64,
-    /// How many connections had a request.
-    pub connections_used: usize,
+    /// How many connections had a request, if that is known.
+    pub connections_used: Option<usize>,
 }
 
 /// A job's figures.
@@ -79,6 +83,8 @@ pub struct JobResult {
     pub speedup: Option<Ratio>,
     /// The same of what is not the server's.
     pub speedup_without_server: Option<Ratio>,
+    /// How many times as fast as nbd.ko the client behind ublk is.
+    pub ublk_speedup: Option<Ratio>,
     /// How many times the limit's cost rnbd.ko's is.
     pub over_limit: Option<Ratio>,
 }
@@ -96,7 +102,29 @@ pub struct LatencyResult {
     pub speedup: Option<Ratio>,
 }
 
-/// All of it.
+/// What one driver took with so many of something.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ScalingCost {
+    /// Of an I/O.
+    pub cost: Summary,
+    /// Microseconds to attach, the median.
+    pub connect: f64,
+    /// Microseconds to detach, the median.
+    pub disconnect: f64,
+}
+
+/// Figures with so many of something.
+#[derive(Clone, Debug, Serialize)]
+pub struct ScalingResult {
+    /// Of what.
+    pub axis: String,
+    /// How many.
+    pub count: u32,
+    /// Of each driver.
+    pub costs: BTreeMap<Subject, ScalingCost>,
+}
+
+/// All of one boot.
 #[derive(Serialize)]
 pub struct Results {
     /// Where it is from.
@@ -107,6 +135,8 @@ pub struct Results {
     pub jobs: Vec<JobResult>,
     /// Attaching and detaching.
     pub latencies: Vec<LatencyResult>,
+    /// The same and a job, with more and more of something.
+    pub scaling: Vec<ScalingResult>,
     /// The devices' queues.
     pub queues: Vec<Queue>,
     /// What it was worked out from.
@@ -118,7 +148,9 @@ pub struct Results {
 pub struct Collected {
     plan: Plan,
     samples: Vec<Sample>,
+    kernel: Vec<Kernel>,
     latencies: Vec<Latency>,
+    scaling: Vec<Scaling>,
     queues: Vec<Queue>,
 }
 
@@ -127,15 +159,23 @@ impl Collected {
     pub fn add(&mut self, line: Line) {
         match line {
             Line::Plan(plan) => self.plan = plan,
+            Line::Round(_) => {}
             Line::Sample(sample) => self.samples.push(sample),
+            Line::Kernel(kernel) => self.kernel.push(kernel),
+            Line::Scaling(scaling) => self.scaling.push(scaling),
             Line::Latency(latency) => self.latencies.push(latency),
             Line::Queue(queue) => self.queues.push(queue),
         }
     }
 
-    /// How many jobs have been measured, and how many there are; those of the limit too.
+    /// How many rounds there are.
+    pub fn rounds(&self) -> usize {
+        self.plan.rounds
+    }
+
+    /// How much has been measured, and how much there is.
     pub fn progress(&self) -> (usize, usize) {
-        (self.samples.len(), 3 * self.plan.rounds * self.plan.jobs)
+        (self.samples.len() + self.kernel.len() + self.scaling.len(), self.plan.steps)
     }
 
     /// Works everything out.
@@ -144,40 +184,61 @@ impl Collected {
         self.queues.dedup();
         let mut jobs: BTreeMap<_, Vec<&Sample>> = BTreeMap::new();
         for sample in &self.samples {
-            let order =
-                (&sample.transport != "unix", sample.connections, sample.block, &sample.kind, sample.depth);
+            let way = (&sample.serves != "memory", &sample.serves, &sample.transport != "unix");
+            let order = (way, sample.connections, sample.block, &sample.kind, sample.depth);
             jobs.entry((order, &sample.name)).or_default().push(sample);
         }
-        let jobs = jobs.into_iter().map(|((_, name), samples)| job(name, &samples)).collect();
+        let jobs =
+            jobs.into_iter().map(|((_, name), samples)| job(name, &samples, &self.kernel, origin.turns));
+        let jobs = jobs.collect();
         let latencies = latencies(&self.latencies);
+        let scaling = scaling(&self.scaling);
         let (plan, queues, samples) = (self.plan, self.queues, self.samples);
-        Results { origin, plan, jobs, latencies, queues, samples }
+        Results { origin, plan, jobs, latencies, scaling, queues, samples }
+    }
+}
+
+impl Figures {
+    /// For an I/O of so many bytes, in thousands.
+    fn each(&self, nanoseconds: u64, block: u64) -> f64 {
+        nanoseconds as f64 / (self.bytes as f64 / block as f64) / 1000.0
     }
 }
 
 fn all(sample: &Sample) -> f64 {
-    sample.nanoseconds as f64 / sample.count() / 1000.0
+    sample.figures.each(sample.figures.nanoseconds, sample.block)
 }
 
 fn without_server(sample: &Sample) -> f64 {
-    sample.nanoseconds.saturating_sub(sample.server_nanoseconds) as f64 / sample.count() / 1000.0
+    let figures = &sample.figures;
+    figures.each(figures.nanoseconds.saturating_sub(figures.server_nanoseconds), sample.block)
 }
 
-fn cost(samples: &[&Sample]) -> Option<Cost> {
+fn cost(samples: &[&Sample], kernel: &[Kernel], turns: bool) -> Option<Cost> {
     let summary = |figure: fn(&Sample) -> f64| {
         Summary::of(&samples.iter().map(|sample| figure(sample)).collect::<Vec<_>>())
     };
-    let idle = |sample: &Sample| (1.0 - sample.busy_nanoseconds as f64 / sample.nanoseconds as f64).max(0.0);
+    let idle = |sample: &Sample| {
+        (1.0 - sample.figures.busy_nanoseconds as f64 / sample.figures.nanoseconds as f64).max(0.0)
+    };
+    let requests = |sample: &Sample| {
+        sample.figures.requests as f64 / (sample.figures.bytes as f64 / sample.block as f64)
+    };
+    let all = summary(all)?;
+    let first = samples.first()?;
+    let kernel = kernel.iter().find(|one| one.subject == first.subject && one.name == first.name);
     Some(Cost {
-        all: summary(all)?,
-        without_server: summary(without_server)?,
-        idle: summary(idle)?.median,
-        requests: summary(|sample| sample.requests as f64 / sample.count())?.median,
+        all,
+        without_server: summary(without_server).filter(|_| !turns),
+        idle: summary(idle).filter(|_| !turns).map(|idle| idle.median),
+        // A real server's limit is measured by a process that takes no samples.
+        kernel: kernel.map(|kernel| kernel.processors * all.median).filter(|kernel| *kernel > 0.0 && !turns),
+        requests: summary(requests)?.median,
         connections_used: samples.iter().map(|sample| sample.connections_used).max()?,
     })
 }
 
-fn job(name: &str, samples: &[&Sample]) -> JobResult {
+fn job(name: &str, samples: &[&Sample], kernel: &[Kernel], turns: bool) -> JobResult {
     let of = |subject| -> Vec<&Sample> {
         samples.iter().copied().filter(|sample| sample.subject == subject).collect()
     };
@@ -189,12 +250,16 @@ fn job(name: &str, samples: &[&Sample]) -> JobResult {
         };
         Ratio::of_pairs(&one.iter().filter_map(pair).collect::<Vec<_>>())
     };
-    let subjects = [Subject::Nbd, Subject::Rnbd, Subject::Limit];
+    let subjects = [Subject::Nbd, Subject::Rnbd, Subject::Ublk, Subject::Limit];
     JobResult {
         name: name.to_owned(),
-        costs: subjects.into_iter().filter_map(|subject| Some((subject, cost(&of(subject))?))).collect(),
+        costs: subjects
+            .into_iter()
+            .filter_map(|subject| Some((subject, cost(&of(subject), kernel, turns)?)))
+            .collect(),
         speedup: ratio(Subject::Nbd, Subject::Rnbd, all),
-        speedup_without_server: ratio(Subject::Nbd, Subject::Rnbd, without_server),
+        speedup_without_server: ratio(Subject::Nbd, Subject::Rnbd, without_server).filter(|_| !turns),
+        ublk_speedup: ratio(Subject::Nbd, Subject::Ublk, all),
         over_limit: ratio(Subject::Rnbd, Subject::Limit, all),
     }
 }
@@ -230,4 +295,28 @@ fn latencies(lines: &[Latency]) -> Vec<LatencyResult> {
         }
     }
     results
+}
+
+fn scaling(lines: &[Scaling]) -> Vec<ScalingResult> {
+    let mut points: BTreeMap<_, BTreeMap<Subject, Vec<&Scaling>>> = BTreeMap::new();
+    for line in lines {
+        points.entry((&line.axis, line.count)).or_default().entry(line.subject).or_default().push(line);
+    }
+    let cost = |lines: Vec<&Scaling>| {
+        let each = |line: &&Scaling| line.figures.each(line.figures.nanoseconds, line.block);
+        let median = |of: fn(&Scaling) -> &Vec<u64>| {
+            let times = lines.iter().flat_map(|line| of(line)).map(|time| *time as f64 / 1000.0);
+            quantile(&times.collect::<Vec<_>>(), 0.5)
+        };
+        Some(ScalingCost {
+            cost: Summary::of(&lines.iter().map(each).collect::<Vec<_>>())?,
+            connect: median(|line| &line.connect)?,
+            disconnect: median(|line| &line.disconnect)?,
+        })
+    };
+    let point = |((axis, count), subjects): ((&String, u32), BTreeMap<Subject, Vec<&Scaling>>)| {
+        let costs = subjects.into_iter().filter_map(|(subject, lines)| Some((subject, cost(lines)?)));
+        ScalingResult { axis: axis.clone(), count, costs: costs.collect() }
+    };
+    points.into_iter().map(point).collect()
 }

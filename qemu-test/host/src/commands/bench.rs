@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `bench`: both drivers and the limit in one boot, and what came of it as a table, JSON and a plot.
+//! `bench`: both drivers and the limit in one boot that counts instructions, and in another that takes the time; what came of
+//! it as a table, JSON and plots.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -11,22 +13,23 @@ use super::test::quoted;
 use super::{Places, Prepared};
 use crate::bench::line::Line;
 use crate::bench::results::{Collected, Measure, Origin, Results};
-use crate::bench::{plot, table};
+use crate::bench::{curves, json, plot, table};
 use crate::boot::{End, Interrupts, Message, Outcome};
 use crate::machine::Accel;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, seconds};
 
 /// Options of `bench`.
 #[derive(clap::Args)]
 pub struct BenchArgs {
     #[command(flatten)]
     places: Places,
-    /// Fewer jobs and rounds, to end in a few minutes
+    /// Fewer jobs and rounds, to end in five minutes
     #[arg(long)]
     quick: bool,
-    /// Measure the time that passes, though the machine may be emulated or busy, not instructions
-    ///
-    /// Without it time is measured, too, in a second boot, if KVM works.
+    /// Only the boots in which instructions are counted
+    #[arg(long, conflicts_with = "time")]
+    instructions: bool,
+    /// Only the boot in which time is taken, which may be that of an emulation on a busy machine
     #[arg(long)]
     time: bool,
     /// How often all is measured; 9, or 3 if quick
@@ -55,41 +58,100 @@ pub struct BenchArgs {
     commit: String,
 }
 
+/// Time has noise that instructions have not: it is taken of longer jobs.
+const TIMES_LONGER: u64 = 4;
+
+/// A boot. In each of them nbd.ko, rnbd.ko and what they are compared with take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Boot {
+    /// Instructions of what one processor can tell of: jobs with one connection.
+    One,
+    /// Instructions of jobs with four: a driver uses one for each processor.
+    Four,
+    /// Time.
+    Time,
+}
+
+impl Boot {
+    fn measure(self) -> Measure {
+        if self == Boot::Time { Measure::Time } else { Measure::Instructions }
+    }
+
+    /// Words for `rnbd-test bench`.
+    fn words(self, scaling: bool) -> String {
+        let axes = match self {
+            Boot::One => "devices,openers",
+            Boot::Four => "connections",
+            Boot::Time => "",
+        };
+        let scaling = if scaling && !axes.is_empty() { format!(" --scaling {axes}") } else { String::new() };
+        match self {
+            Boot::One => format!("--connections 1{scaling}"),
+            // Attaching has nothing to do with processors.
+            Boot::Four => format!("--connections 4{scaling} --attaches 0"),
+            Boot::Time => format!("--longer {TIMES_LONGER}"),
+        }
+    }
+}
+
 impl BenchArgs {
-    fn job(&self) -> String {
+    fn boots(&self) -> impl Iterator<Item = Boot> {
+        let wanted = |boot: &Boot| match boot.measure() {
+            Measure::Instructions => !self.time,
+            Measure::Time => !self.instructions,
+        };
+        [Boot::One, Boot::Four, Boot::Time].into_iter().filter(wanted)
+    }
+
+    fn job(&self, boot: Boot) -> String {
+        let extent = match (self.quick, boot) {
+            (false, _) => "full",
+            // What takes long, and is told less exactly, is measured less, unless it is all that is asked for.
+            (true, Boot::Time) if !self.time => "few",
+            (true, _) => "quick",
+        };
         let rounds = self.rounds.unwrap_or(if self.quick { 3 } else { 9 });
-        let quick = if self.quick { " --quick" } else { "" };
+        let scaling_rounds = if self.quick { 1 } else { 3 };
         format!(
-            "job() {{ rnbd-test bench --modules /modules{quick} --rounds {rounds} --attaches {} --seed {} --only {}; }}\n",
+            "job() {{ rnbd-test bench --modules /modules --extent {extent} --rounds {rounds} --attaches {} --seed {} \
+             --scaling-rounds {scaling_rounds} --only {} {}; }}\n",
             self.attaches,
             self.seed,
-            quoted(&self.only)
+            quoted(&self.only),
+            boot.words(self.only.is_empty()),
         )
     }
 
     /// One boot, and its results, if it came to its end.
-    fn measure(
-        &self,
-        measure: Measure,
-        terminal: &Terminal,
-        interrupts: &Interrupts,
-    ) -> Result<Option<Results>> {
+    fn measure(&self, boot: Boot, terminal: &Terminal, interrupts: &Interrupts) -> Result<Option<Results>> {
         let mut places = self.places.clone();
         // The whole takes long, and nothing in it is to be cut short.
         places.time_limit = places.time_limit.max(6 * 3600);
-        if measure == Measure::Instructions {
+        if boot.measure() == Measure::Instructions {
             places.size.accel = Accel::Icount;
-            // One after the other they run as one, and wait for each other in slices that no real machine has.
-            places.size.cpus = 1;
+            places.size.cpus = if boot == Boot::Four { 4 } else { 1 };
         }
-        let prepared = places.prepare("bench", &self.job(), true, terminal)?;
+        let prepared = places.prepare("bench", &self.job(boot), true, terminal)?;
         let mut collected = Collected::default();
         let mut kernel = String::new();
         let mut strange = Vec::new();
+        let mut since = Instant::now();
         let outcome = prepared.boot(terminal, interrupts, &mut |message| match message {
-            Message::Started(_, release) => kernel = release.to_owned(),
+            Message::Started(_, release) => {
+                kernel = release.to_owned();
+                since = Instant::now();
+            }
             Message::Line(line) => {
                 match serde_json::from_str::<Line>(line) {
+                    Ok(Line::Round(over)) => {
+                        let (rounds, took) = (collected.rounds(), seconds(since.elapsed()));
+                        since = Instant::now();
+                        let what = match over.round {
+                            None => "warm-up".to_owned(),
+                            Some(round) => format!("round {} of {rounds}", round + 1),
+                        };
+                        terminal.good(&format!("{what:<78} {took:>7}"));
+                    }
                     Ok(line) => collected.add(line),
                     Err(_) => strange.push(line.to_owned()),
                 }
@@ -105,25 +167,43 @@ impl BenchArgs {
         let size = &places.size;
         let machine = format!("{} CPU, {} MiB, QEMU, {}", size.cpus, size.memory, prepared.note);
         let (date, commit, quick) = (self.date.clone(), self.commit.clone(), self.quick);
-        Ok(Some(collected.results(Origin { date, commit, kernel, machine, measure, quick })))
+        let (measure, turns) = (boot.measure(), boot == Boot::Four);
+        Ok(Some(collected.results(Origin { date, commit, kernel, machine, measure, turns, quick })))
     }
 
-    fn keep(&self, results: &Results, terminal: &Terminal) -> Result<()> {
-        let name = format!("{}{}", results.origin.measure.name(), if self.quick { "-quick" } else { "" });
+    fn keep(&self, boots: &[Results], terminal: &Terminal) -> Result<()> {
+        let Some(first) = boots.first() else { return Ok(()) };
+        let name = format!("{}{}", first.origin.measure.name(), if self.quick { "-quick" } else { "" });
         fs::create_dir_all(&self.out).with_context(|| format!("create {}", self.out.display()))?;
-        let file = |extension: &str| self.out.join(format!("{name}.{extension}"));
-        let write = |extension: &str, text: String| {
-            fs::write(file(extension), text).with_context(|| format!("write {}", file(extension).display()))
+        let file = |end: &str| self.out.join(format!("{name}{end}"));
+        let write = |end: &str, text: String| {
+            fs::write(file(end), text).with_context(|| format!("write {}", file(end).display()))
         };
-        write("json", serde_json::to_string_pretty(results)? + "\n")?;
-        write("md", table::markdown(results))?;
-        plot::write(results, &file("svg"))?;
-        terminal.line(&format!("{}:", results.origin.measure.unit()));
-        table::jobs(results).lines().chain([""]).for_each(|line| terminal.line(line));
-        table::latencies(results).lines().for_each(|line| terminal.line(line));
+        write(".json", json::text(&boots)?)?;
+        write(".md", table::markdown(boots))?;
+        plot::jobs(boots, &file(".svg"))?;
+        let mut names = format!("{name}.json, .md, .svg");
+        if boots.iter().any(|boot| !boot.scaling.is_empty()) {
+            curves::scaling(boots, &file("-scaling.svg"))?;
+            names += ", -scaling.svg";
+        }
         let folder = self.out_outside.as_ref().unwrap_or(&self.out);
-        terminal.line(&format!("  results: {}/{name}.json, .md, .svg", folder.display()));
+        terminal.line(&format!("  results: {}/{names}", folder.display()));
         Ok(())
+    }
+}
+
+fn show(boots: &[Results], terminal: &Terminal) {
+    for results in boots {
+        terminal.line(&format!("{}, {}:", results.origin.measure.unit(), results.origin.machine));
+        let tables = [
+            (table::jobs(results, boots), !results.jobs.is_empty()),
+            (table::latencies(results), !results.latencies.is_empty()),
+            (table::scaling(results), !results.scaling.is_empty()),
+        ];
+        for (table, _) in tables.iter().filter(|(_, there)| *there) {
+            table.lines().chain([""]).for_each(|line| terminal.line(line));
+        }
     }
 }
 
@@ -152,15 +232,14 @@ fn tell(outcome: &Outcome, strange: &[String], prepared: &Prepared, terminal: &T
 pub fn bench(args: &BenchArgs) -> Result<ExitCode> {
     let interrupts = Interrupts::install()?;
     let terminal = Terminal::new();
-    let mut measures = vec![if args.time { Measure::Time } else { Measure::Instructions }];
-    if !args.time && args.places.has_kvm()? {
-        measures.push(Measure::Time);
-    }
-    for measure in measures {
-        match args.measure(measure, &terminal, &interrupts)? {
-            Some(results) => args.keep(&results, &terminal)?,
+    let mut boots = Vec::new();
+    for boot in args.boots() {
+        match args.measure(boot, &terminal, &interrupts)? {
+            Some(results) => boots.push(results),
             None => return Ok(ExitCode::FAILURE),
         }
     }
+    show(&boots, &terminal);
+    args.keep(&boots, &terminal)?;
     Ok(ExitCode::SUCCESS)
 }

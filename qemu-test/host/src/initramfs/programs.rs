@@ -59,7 +59,7 @@ const WELCOME: &[&str] = &[
 ];
 
 /// Opened by name at run time, so that no program says that it needs them.
-const LIBRARIES: &[&str] = &["libgcc_s.so.1"];
+const LIBRARIES: &[&str] = &["libgcc_s.so.1", "nbdkit/plugins/nbdkit-memory-plugin.so"];
 
 /// Folders of libraries that are found by the RUNPATH of another library (librados'), which lddtree does not follow.
 const LIBRARY_FOLDERS: &[&str] = &["usr/lib/x86_64-linux-gnu/ceph"];
@@ -89,6 +89,7 @@ pub fn add(tree: &mut Tree, sysroot: &Path) -> Result<()> {
         let folder = sysroot.join("usr/lib/x86_64-linux-gnu");
         if folder.join(library).exists() {
             add_file(tree, sysroot, &folder.join(library))?;
+            add_libraries(tree, sysroot, &folder.join(library), &mut seen)?;
         }
     }
     for file in FILES {
