@@ -11,7 +11,7 @@ use super::{BlockSizes, Error, Export, TransmissionFlags, negotiate};
 
 const SIZE: u64 = 64 << 20;
 /// NBD_FLAG_HAS_FLAGS, SEND_FLUSH, CAN_MULTI_CONN.
-const FLAGS: u16 = 1 | 1 << 2 | 1 << 8;
+const FLAGS: u16 = 1 | (1 << 2) | (1 << 8);
 
 /// One thing that a server does.
 enum Step {

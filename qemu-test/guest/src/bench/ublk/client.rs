@@ -23,7 +23,7 @@ const SECTOR: u64 = 512;
 
 /// `_IOWR('u', number, struct ublksrv_io_cmd)`.
 const fn command(number: u32) -> u32 {
-    3 << 30 | 16 << 16 | (b'u' as u32) << 8 | number
+    (3 << 30) | (16 << 16) | ((b'u' as u32) << 8) | number
 }
 
 const FETCH: u32 = command(0x20);

@@ -78,7 +78,7 @@ const NO_QUEUE: u16 = u16::MAX;
 
 /// `_IOWR('u', number, struct ublksrv_ctrl_cmd)`.
 const fn command(number: u32) -> u32 {
-    3 << 30 | (size_of::<Command>() as u32) << 16 | (b'u' as u32) << 8 | number
+    (3 << 30) | ((size_of::<Command>() as u32) << 16) | ((b'u' as u32) << 8) | number
 }
 
 const ADD: u32 = command(0x04);
