@@ -138,8 +138,9 @@ impl fmt::Write for Line {
         }
         let used = self.used.saturating_add(end);
         let from = text.as_bytes().get(..end).ok_or(fmt::Error)?;
-        let to = self.bytes.get_mut(self.used..used).ok_or(fmt::Error)?;
-        to.copy_from_slice(from);
+        let room = self.bytes.get_mut(self.used..).ok_or(fmt::Error)?;
+        // Of the same length, as the compiler sees: nothing is left that could panic.
+        room.get_mut(..end).ok_or(fmt::Error)?.copy_from_slice(from);
         self.used = used;
         if end < text.len() {
             return Err(fmt::Error);
