@@ -87,8 +87,7 @@ impl Boot {
         let scaling = if scaling && !axes.is_empty() { format!(" --scaling {axes}") } else { String::new() };
         match self {
             Boot::One => format!("--connections 1{scaling}"),
-            // Attaching has nothing to do with processors.
-            Boot::Four => format!("--connections 4{scaling} --attaches 0"),
+            Boot::Four => format!("--connections 4{scaling}"),
             Boot::Time => format!("--longer {TIMES_LONGER}"),
         }
     }
@@ -111,11 +110,12 @@ impl BenchArgs {
             (true, _) => "quick",
         };
         let rounds = self.rounds.unwrap_or(if self.quick { 3 } else { 9 });
+        // Attaching has nothing to do with the number of processors.
+        let attaches = if boot == Boot::Four { 0 } else { self.attaches };
         let scaling_rounds = if self.quick { 1 } else { 3 };
         format!(
-            "job() {{ rnbd-test bench --modules /modules --extent {extent} --rounds {rounds} --attaches {} --seed {} \
+            "job() {{ rnbd-test bench --modules /modules --extent {extent} --rounds {rounds} --attaches {attaches} --seed {} \
              --scaling-rounds {scaling_rounds} --only {} {}; }}\n",
-            self.attaches,
             self.seed,
             quoted(&self.only),
             boot.words(self.only.is_empty()),
