@@ -2,9 +2,13 @@
 
 //! A client of generic netlink in the kernel: messages as bytes, as user space would send them.
 
+use super::socket_pair::settle;
 use crate::abstractions::compat::{bindings, error::code::EOPNOTSUPP};
-use core::ptr::null_mut;
-use kernel::{error::to_result, prelude::*};
+use core::ptr::{null, null_mut};
+use kernel::{
+    error::{from_err_ptr, to_result},
+    prelude::*,
+};
 
 /// `AF_NETLINK`, `SOCK_RAW`, `NETLINK_GENERIC`; `SOL_NETLINK`, `NETLINK_EXT_ACK`: numbers of the ABI.
 const NETLINK: i32 = 16;
@@ -69,12 +73,15 @@ impl Answer {
     }
 }
 
-/// A socket.
+/// A socket, with a file: whoever asks what its opener was allowed looks there.
 ///
 /// # Invariants
 ///
-/// `0` is a netlink socket that this value releases.
-pub(super) struct Client(*mut bindings::socket);
+/// `socket` is a netlink socket, and `file` its file, which this value releases.
+pub(super) struct Client {
+    socket: *mut bindings::socket,
+    file: *mut bindings::file,
+}
 
 /// A message to nobody in particular, without control data.
 fn header() -> bindings::msghdr {
@@ -87,8 +94,10 @@ impl Client {
         let mut socket = null_mut();
         // SAFETY: There is room for the result.
         to_result(unsafe { bindings::sock_create(NETLINK, RAW, GENERIC, &mut socket) })?;
-        // INVARIANT: It was made above.
-        let this = Self(socket);
+        // SAFETY: The socket was made above. If it gets no file it is released by this.
+        let file = from_err_ptr(unsafe { bindings::sock_alloc_file(socket, 0, null()) })?;
+        // INVARIANT: They were made above.
+        let this = Self { socket, file };
         let mut on = 1_i32;
         let mut value: bindings::sockptr_t = pin_init::zeroed();
         value.__bindgen_anon_1.kernel = (&raw mut on).cast();
@@ -122,8 +131,9 @@ impl Client {
             iov_len: message.len(),
         };
         // SAFETY: By the type invariant; the vector describes the message.
-        let sent =
-            unsafe { bindings::kernel_sendmsg(self.0, &mut header, &mut vec, 1, message.len()) };
+        let sent = unsafe {
+            bindings::kernel_sendmsg(self.socket, &mut header, &mut vec, 1, message.len())
+        };
         to_result(sent)?;
         self.collect(family)
     }
@@ -164,7 +174,7 @@ impl Client {
         // SAFETY: By the type invariant; the vector describes the room. What has not come does not
         // come any more: MSG_DONTWAIT.
         let came =
-            unsafe { bindings::kernel_recvmsg(self.0, &mut header, &mut vec, 1, ROOM, 0x40) };
+            unsafe { bindings::kernel_recvmsg(self.socket, &mut header, &mut vec, 1, ROOM, 0x40) };
         to_result(came)?;
         room.truncate(came as usize);
         Ok(room)
@@ -173,7 +183,8 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant.
-        unsafe { bindings::sock_release(self.0) };
+        // SAFETY: By the type invariant; the socket goes with its file.
+        unsafe { bindings::fput(self.file) };
+        settle();
     }
 }

@@ -93,13 +93,12 @@ impl Staging {
             self.next = self.after(self.next);
         }
         let index = self.next;
-        let after = self.after(index);
         if let Some(slot) = self.slots.get_mut(index) {
             // SAFETY: The page is this value's. Acquire: what its readers did came before.
             let exclusive = unsafe { extra::rnbd_helper_page_ref_is_one(slot.page.as_ptr()) };
             if exclusive && slot.round != self.round {
                 slot.round = self.round;
-                self.next = after;
+                self.next = self.after(index);
                 return Ok(index);
             }
         }
@@ -118,7 +117,7 @@ impl Staging {
     /// The slot whose turn it is after another.
     fn after(&self, slot: usize) -> usize {
         match slot.wrapping_add(1) {
-            end if end >= self.most => 0,
+            end if end >= self.slots.len() => 0,
             next => next,
         }
     }
