@@ -153,7 +153,7 @@ fn draining_signal(_: &Context) -> Result<()> {
     Device::open(0)?.ioctl(req::DISCONNECT, 0)?;
     let mut child = fork_child(&fds, |_| {
         let client = Client::open()?;
-        alarm_storm()?;
+        alarm_storm(20_000)?;
         let connected = client.connect(Some(0), 1 << 20, &fds, &[])?.map(drop);
         let disconnected = client.disconnect(0)?;
         for (what, answer) in [("CONNECT", connected), ("DISCONNECT", disconnected)] {
