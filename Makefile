@@ -32,8 +32,8 @@ kernels: ## build, boot and run the quick tests for each kernel we support, then
 shell: ## a shell in the machine, with rnbd.ko loaded; DEBUG=1: in the debug kernel
 	@toolchain/qemu $(debug) shell
 
-vng: ## run the quick tests as kernel CI does, by virtme-ng, and print KTAP; T="NAME GLOB": those; DEBUG=1, KDIR=DIR: that kernel
-	@toolchain/vng $(if $(KDIR),--kdir "$(KDIR)",$(debug)) $(T)
+vng: ## run the quick tests as kernel CI does, by virtme-ng, and print KTAP; T="NAME GLOB": those; KDIR=DIR: that kernel
+	@toolchain/vng $(if $(KDIR),--kdir "$(KDIR)") $(T)
 
 bench: ## measure rnbd.ko against nbd.ko, write docs/benchmarks/; QUICK=1: in five minutes
 	@toolchain/bench $(if $(QUICK),--quick)
