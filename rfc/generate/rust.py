@@ -31,6 +31,7 @@ class Places:
         self.driver = driver
         self.modules = {}
         self.targets = {}
+        self.sources = {}
         for source in sources:
             found = series.rust_row(source)
             if found:
@@ -42,6 +43,12 @@ class Places:
         """A file goes there."""
         self.targets[source] = target
         self.modules[tuple(old_module(source))] = self.new_module(target)
+        self.sources[tuple(old_module(source))] = source
+
+    def source_of(self, names):
+        """The file of the module in which `names` leads somewhere; none, if it is the kernel's own."""
+        beginnings = (tuple(names[:length]) for length in range(len(names), -1, -1))
+        return self.sources.get(next(module for module in beginnings if module in self.modules))
 
     def new_module(self, target):
         """Crate and names of the module that a file of the kernel's tree is."""
@@ -84,8 +91,16 @@ class Translator:
         self.source = source
         self.old = old_module(source)
         self.crate, self.new = places.new_module(places.targets[source])
+        # Files that this one cannot do without.
+        self.needs = set()
 
-    def path(self, root, names):
+    def look_up(self, names, needed):
+        """Crate and path of what is called `names` here."""
+        if needed:
+            self.needs.add(self.places.source_of(names))
+        return self.places.look_up(names)
+
+    def path(self, root, names, needed=True):
         """A path, as the tree has it: root and names."""
         if root == "kernel":
             return ("crate" if self.crate == KERNEL else root), names
@@ -95,14 +110,14 @@ class Translator:
                 count, names = count + 1, names[1:]
             if count > len(self.old):
                 return "::".join(["super"] * count), names
-            crate, found = self.places.look_up(self.old[:-count] + names)
+            crate, found = self.look_up(self.old[:-count] + names, needed)
             if crate == self.crate and found == self.new[: len(self.new) - count] + names:
                 return "::".join(["super"] * count), names
         elif names[:1] == ["bindings"]:
             # Only in the tree: `kernel::bindings` has what is in the project's own.
             return ("crate" if self.crate == KERNEL else "kernel"), names
         else:
-            crate, found = self.places.look_up(names)
+            crate, found = self.look_up(names, needed)
         if crate == self.crate:
             return "crate", found
         if self.crate == KERNEL:
@@ -168,7 +183,7 @@ class Translator:
             root, names = match[1], match[2].split("::")[1:]
             if comment and root == "kernel":
                 return match[0]
-            root, names = self.path(root, names)
+            root, names = self.path(root, names, not comment)
             return "::".join([root] + names)
 
         return PATH.sub(replace, line)
