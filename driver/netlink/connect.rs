@@ -41,7 +41,7 @@ impl Operation<Arc<Devices>> for Connect {
     /// # Errors
     ///
     /// `EPERM`; `EINVAL` for an impossible index, a missing socket or size, a bad size, time-out or
-    /// socket; `EBUSY` if the device is in use; `ENOSPC` if there cannot be another one; `EINTR` if
+    /// socket; `EBUSY` if the device is in use; `ENOSPC` if there cannot be another one; `EBUSY` if
     /// a signal came while the last attachment was awaited.
     fn doit(info: &Request<'_>) -> Result {
         check_sender(info)?;
@@ -134,7 +134,8 @@ impl Wanted {
                 Err(NotConnected::Interrupted) => {
                     return Err(refuse(
                         info,
-                        EINTR,
+                        // Not EINTR: netlink sends no acknowledgement for that, and its client waits.
+                        EBUSY,
                         fmt!("nbd{number}: a signal came while its last attachment was ending"),
                     ));
                 }

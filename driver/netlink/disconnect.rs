@@ -22,7 +22,7 @@ impl Operation<Arc<Devices>> for Disconnect {
     ///
     /// # Errors
     ///
-    /// `EPERM`; `EINVAL` for a missing index, or if there is no such device; `EINTR` if a signal
+    /// `EPERM`; `EINVAL` for a missing index, or if there is no such device; `EBUSY` if a signal
     /// came before the generation was gone, which it will be nevertheless.
     fn doit(info: &Request<'_>) -> Result {
         check_sender(info)?;
@@ -33,7 +33,8 @@ impl Operation<Arc<Devices>> for Disconnect {
         teardown::disconnect(entry.disk());
         entry.disk().data().when_drained(|_| ()).map_err(|_| {
             info.ext_ack().refuse(
-                EINTR,
+                // Not EINTR: netlink sends no acknowledgement for that, and its client waits.
+                EBUSY,
                 fmt!("nbd{index}: a signal came; it is being detached nevertheless"),
             )
         })

@@ -67,7 +67,7 @@ fn signal(context: &Context) -> Result<()> {
     let draining = Draining::new(context)?;
     let mut child = fork_child(&[fd], move |_| {
         let device = Device::open(0)?;
-        alarm_storm(20_000)?;
+        alarm_storm(300)?;
         for (name, cmd, arg) in [
             ("NBD_SET_SOCK", req::SET_SOCK, fd as u64),
             ("NBD_SET_SIZE", req::SET_SIZE, 4096),
