@@ -176,7 +176,7 @@ impl Wanted {
             )),
             Err(error) if error == EINTR => Err(refuse(
                 info,
-                error,
+                EBUSY,
                 fmt!("a signal came while the device was being made or removed"),
             )),
             Err(error) => Err(refuse(

@@ -194,7 +194,7 @@ extern "C" fn on_alarm(_: libc::c_int) {}
 
 /// SIGALRM to this process as often as that, with a handler: a wait that signals interrupt ends with EINTR. Where the time
 /// is short a slow machine does nothing else.
-pub fn alarm_storm(microseconds: libc::suseconds_t) -> Result<()> {
+fn alarm_storm(microseconds: libc::suseconds_t) -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(on_alarm), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
