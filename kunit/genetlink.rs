@@ -56,11 +56,12 @@ static POLICIES: Policies<10> = Policies::new()
     .with(TEXT, Policy::nul_string(16))
     .with(LIST, Policy::NESTED);
 
-static OPERATIONS: [OperationEntry<Shared>; 4] = [
+static OPERATIONS: [OperationEntry<Shared>; 5] = [
     OperationEntry::of::<Liberal>(),
     OperationEntry::of::<Strict>(),
     OperationEntry::of::<Sum>(),
     OperationEntry::of::<Fill>(),
+    OperationEntry::of::<Interrupted>(),
 ];
 
 const fn family() -> Family<Shared> {
@@ -112,6 +113,7 @@ struct Liberal;
 struct Strict;
 struct Sum;
 struct Fill;
+struct Interrupted;
 
 impl Operation<Shared> for Liberal {
     const COMMAND: u8 = 1;
@@ -174,6 +176,15 @@ impl Operation<Shared> for Fill {
             return Err(EOVERFLOW);
         }
         info.reply(reply)
+    }
+}
+
+/// Fails as if a signal had come.
+impl Operation<Shared> for Interrupted {
+    const COMMAND: u8 = 5;
+
+    fn doit(info: &Info<'_, Shared>) -> Result {
+        Err(info.ext_ack().refuse(EINTR, fmt!("a signal came")))
     }
 }
 
@@ -276,6 +287,16 @@ mod tests {
         assert!(ask(1, &word()?.attribute(TEXT, b"endless")?)?.error < 0);
         assert!(ask(1, &word()?.attribute(TEXT, b"far too long a name\0")?)?.error < 0);
         assert_eq!(shared.calls.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_signal_interrupts_is_answered() -> Result {
+        let census = Census::new()?;
+        let _registration = FAMILY.register(data(&census)?)?;
+        let answer = ask(5, &word()?)?;
+        assert_eq!(answer.error, errno(EBUSY));
+        assert!(answer.says("a signal came"));
         Ok(())
     }
 

@@ -134,8 +134,7 @@ impl Wanted {
                 Err(NotConnected::Interrupted) => {
                     return Err(refuse(
                         info,
-                        // Not EINTR: netlink sends no acknowledgement for that, and its client waits.
-                        EBUSY,
+                        EINTR,
                         fmt!("nbd{number}: a signal came while its last attachment was ending"),
                     ));
                 }
@@ -176,7 +175,7 @@ impl Wanted {
             )),
             Err(error) if error == EINTR => Err(refuse(
                 info,
-                EBUSY,
+                error,
                 fmt!("a signal came while the device was being made or removed"),
             )),
             Err(error) => Err(refuse(

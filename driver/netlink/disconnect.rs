@@ -33,8 +33,7 @@ impl Operation<Arc<Devices>> for Disconnect {
         teardown::disconnect(entry.disk());
         entry.disk().data().when_drained(|_| ()).map_err(|_| {
             info.ext_ack().refuse(
-                // Not EINTR: netlink sends no acknowledgement for that, and its client waits.
-                EBUSY,
+                EINTR,
                 fmt!("nbd{index}: a signal came; it is being detached nevertheless"),
             )
         })

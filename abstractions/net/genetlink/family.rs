@@ -54,7 +54,8 @@ pub(crate) trait Operation<D: ForeignOwnable + Send + Sync + 'static>: 'static {
     const PERMISSION: Permission = Permission::Anybody;
 
     /// Does it, in the sender's task. May sleep; for what it must not wait for see the
-    /// [module](super). After success, user space gets an acknowledgement if it asked for one.
+    /// [module](super). User space gets an acknowledgement if it asked for one, of the error after
+    /// a failure; for `EINTR`, which netlink does not acknowledge, that is `EBUSY`.
     fn doit(info: &Info<'_, D>) -> Result;
 }
 
@@ -100,8 +101,12 @@ unsafe extern "C" fn doit<D: ForeignOwnable + Send + Sync + 'static, O: Operatio
 ) -> ffi::c_int {
     from_result(|| {
         // SAFETY: By the safety requirement.
-        O::doit(&unsafe { Info::from_raw(skb, info) })?;
-        Ok(0)
+        match O::doit(&unsafe { Info::from_raw(skb, info) }) {
+            // The C side sends no acknowledgement for the first, whose sender then waits for one;
+            // the second is not for user space.
+            Err(error) if error == EINTR || error == ERESTARTSYS => Err(EBUSY),
+            done => done.map(|()| 0),
+        }
     })
 }
 
