@@ -118,16 +118,7 @@ impl<'a, D: Direction> BvecList<'a, D> {
         mut skip: usize,
     ) -> Result<usize, NoRoom> {
         // SAFETY: By the safety requirement.
-        for mut element in unsafe { Segments::of(bio) } {
-            let len = element.bv_len as usize;
-            if skip >= len {
-                skip = skip.wrapping_sub(len);
-                continue;
-            }
-            // What is skipped is less than the element's length, which is 32 bits.
-            element.bv_offset = element.bv_offset.wrapping_add(skip as u32);
-            element.bv_len = element.bv_len.wrapping_sub(skip as u32);
-            skip = 0;
+        for element in unsafe { Segments::of(bio) }.without(&mut skip) {
             // INVARIANT: By the safety requirement.
             self.push(element)?;
         }
@@ -183,6 +174,7 @@ unsafe impl<D: Direction> IoVec<D> for BvecList<'_, D> {
 /// # Invariants
 ///
 /// From `next` on the bio's table holds `left` bytes, of the first element without `offset`.
+#[derive(Clone)]
 pub(crate) struct Segments {
     next: *const bindings::bio_vec,
     offset: u32,
@@ -213,6 +205,22 @@ impl Segments {
             offset,
             left,
         }
+    }
+
+    /// What there is without its first `skip` bytes, which are then those that lie behind its end.
+    pub(crate) fn without(mut self, skip: &mut usize) -> Self {
+        while let Some(first) = self.clone().next() {
+            let here = (*skip).min(first.bv_len as usize);
+            *skip = skip.wrapping_sub(here);
+            // INVARIANT: That is no more than the first element has, whose length is 32 bits.
+            if here < first.bv_len as usize {
+                self.offset = self.offset.wrapping_add(here as u32);
+                self.left = self.left.wrapping_sub(here as u32);
+                break;
+            }
+            self.next();
+        }
+        self
     }
 }
 

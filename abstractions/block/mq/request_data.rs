@@ -56,16 +56,8 @@ impl<T: Operations> Request<T> {
     pub(crate) fn stage(&self, staging: &mut Staging, mut skip: usize) -> usize {
         let mut done = 0_usize;
         // SAFETY: By the type invariant the bios stay as they are meanwhile.
-        for mut segment in self.bios().flat_map(|bio| unsafe { Segments::of(bio) }) {
-            let len = segment.bv_len as usize;
-            if skip >= len {
-                skip = skip.wrapping_sub(len);
-                continue;
-            }
-            // Neither is more than the segment has.
-            segment.bv_offset = segment.bv_offset.wrapping_add(skip as u32);
-            segment.bv_len = segment.bv_len.wrapping_sub(skip as u32);
-            skip = 0;
+        let rest = |bio| unsafe { Segments::of(bio) }.without(&mut skip);
+        for mut segment in self.bios().flat_map(rest) {
             while segment.bv_len != 0 {
                 // SAFETY: By the type invariant its pages stay while the request is the driver's.
                 let Ok(copied) = (unsafe { staging.push_segment(&segment) }) else {
