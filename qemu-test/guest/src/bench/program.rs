@@ -3,16 +3,16 @@
 //! is measured, and serves all jobs.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::job::{SIZE, Serves};
 use crate::process::wait_for;
+use crate::server::handshake::shake_hands;
 
 /// A server's process; killed when dropped.
 pub struct Program {
@@ -66,7 +66,7 @@ impl Program {
     pub fn connect(&self) -> Result<OwnedFd> {
         let name = self.serves.name();
         let stream = UnixStream::connect(&self.socket).with_context(|| format!("connect to {name}"))?;
-        shake_hands(&stream).with_context(|| format!("handshake with {name}"))?;
+        shake_hands(&stream, SIZE).with_context(|| format!("handshake with {name}"))?;
         Ok(stream.into())
     }
 }
@@ -76,21 +76,4 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// The handshake of a client that wants the export named "", in its old short form, which has one answer.
-fn shake_hands(mut stream: &UnixStream) -> Result<()> {
-    const MAGIC: &[u8; 16] = b"NBDMAGICIHAVEOPT";
-    const FIXED_NEWSTYLE_NO_ZEROES: u32 = 3;
-    const EXPORT_NAME: u32 = 1;
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting)?;
-    ensure!(greeting[..16] == *MAGIC, "the server says {greeting:?}");
-    let wish =
-        [&FIXED_NEWSTYLE_NO_ZEROES.to_be_bytes()[..], b"IHAVEOPT", &EXPORT_NAME.to_be_bytes(), &[0; 4]];
-    stream.write_all(&wish.concat())?;
-    let mut export = [0; 10];
-    stream.read_exact(&mut export)?;
-    ensure!(export[..8] == SIZE.to_be_bytes(), "the export is {export:?}");
-    Ok(())
 }

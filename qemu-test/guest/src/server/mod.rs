@@ -3,6 +3,7 @@
 //! driver's sockets start there. It records every request, and a test decides what each is answered with.
 
 mod export;
+pub mod handshake;
 pub mod pattern;
 mod peer;
 pub mod wire;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Servers that are real programs, processes of their own on one image, killed and replaced under load.
 
-use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -16,6 +15,7 @@ use super::replace::told;
 use crate::modules::Driver;
 use crate::netlink::{Client, Message, attr, attr_flag, attr_u64};
 use crate::process::wait_for;
+use crate::server::handshake::shake_hands;
 use crate::tests::clients::{Daemon, QemuNbd, image};
 use crate::tests::{Context, Test, skip};
 
@@ -72,26 +72,10 @@ impl Process {
             connected.is_some()
         })?;
         let stream = connected.context("no connection")?;
-        shake_hands(&stream).with_context(|| format!("handshake with qemu-nbd {}", self.daemon.pid()))?;
+        shake_hands(&stream, SIZE)
+            .with_context(|| format!("handshake with qemu-nbd {}", self.daemon.pid()))?;
         Ok(stream.into())
     }
-}
-
-/// The handshake of a client that wants the export named "", in its old short form, which has one answer.
-fn shake_hands(mut stream: &UnixStream) -> Result<()> {
-    const MAGIC: &[u8; 16] = b"NBDMAGICIHAVEOPT";
-    const FIXED_NEWSTYLE_NO_ZEROES: u32 = 3;
-    const EXPORT_NAME: u32 = 1;
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting)?;
-    ensure!(greeting[..16] == *MAGIC, "the server says {greeting:?}");
-    let wish =
-        [&FIXED_NEWSTYLE_NO_ZEROES.to_be_bytes()[..], b"IHAVEOPT", &EXPORT_NAME.to_be_bytes(), &[0; 4]];
-    stream.write_all(&wish.concat())?;
-    let mut export = [0; 10];
-    stream.read_exact(&mut export)?;
-    ensure!(export[..8] == SIZE.to_be_bytes(), "the export is {export:?}");
-    Ok(())
 }
 
 fn connect_all<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Result<Vec<OwnedFd>> {
