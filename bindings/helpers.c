@@ -175,6 +175,14 @@ bool rnbd_helper_sock_can_shutdown(const struct socket *sock)
 	return sock->ops->shutdown != sock_no_shutdown;
 }
 
+int rnbd_helper_sock_disconnect(struct socket *sock)
+{
+	struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
+
+	/* Kernels differ in what they call an address. */
+	return kernel_connect(sock, (void *)&nowhere, sizeof(nowhere), 0);
+}
+
 void rnbd_helper_sock_set_noio(struct sock *sk)
 {
 	sk->sk_allocation = GFP_NOIO | __GFP_MEMALLOC;

@@ -61,6 +61,7 @@ void rnbd_helper_local_bh_enable(void);
 bool rnbd_helper_sk_is_tcp(const struct sock *sk);
 bool rnbd_helper_sk_is_stream_unix(const struct sock *sk);
 bool rnbd_helper_sock_can_shutdown(const struct socket *sock);
+int rnbd_helper_sock_disconnect(struct socket *sock);
 void rnbd_helper_sock_set_noio(struct sock *sk);
 void rnbd_helper_sk_store_sndtimeo(struct sock *sk, long timeo);
 void rnbd_helper_sock_reclassify(struct sock *sk);

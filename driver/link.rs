@@ -160,6 +160,13 @@ impl Link {
         count(&self.asked, requests);
     }
 
+    /// Takes back that a request was going out: nothing of it went. Its one sender at a time calls
+    /// this.
+    pub(super) fn count_unasked(&self) {
+        let asked = self.asked.load(Relaxed);
+        self.asked.store(asked.wrapping_sub(1), Relaxed);
+    }
+
     /// Counts bytes that came in. Its receiver alone calls this.
     pub(super) fn count_received(&self, bytes: usize) {
         count(&self.received, bytes);
@@ -190,12 +197,20 @@ impl Link {
 
     /// Says how the link died, and shuts its socket down, so that whoever waits on it wakes, and
     /// the peer sees the end. May sleep.
+    ///
+    /// With answers owed, what the peer has not taken must not follow: those requests are done
+    /// elsewhere or have failed, and a write that came late would undo a newer one. Otherwise all
+    /// that can be on its way is the message that says good-bye.
     pub(super) fn bury(&self, death: Death) {
         *self.end.lock() = Some(End {
             death,
             at: Instant::now(),
         });
-        self.socket.shutdown();
+        if self.is_quiet() {
+            self.socket.shutdown();
+        } else {
+            self.socket.abort();
+        }
     }
 
     /// How and when the link died; none, while it lives or is just dying.

@@ -380,6 +380,7 @@ fn settle(
             }
         }
         Sent::Interrupted(0) => {
+            tx.link.count_unasked();
             if let Some(claim) = sending.abandon() {
                 answer(request, claim, Outcome::Requeue);
             }

@@ -235,6 +235,20 @@ impl Socket {
             bindings::kernel_sock_shutdown(self.0.as_ptr(), bindings::sock_shutdown_cmd_SHUT_RDWR)
         };
     }
+
+    /// As [`shutdown`](Self::shutdown), and over TCP what was sent and has not left yet never does:
+    /// the peer sees a reset at once, where the end would have to wait behind those bytes. May
+    /// sleep.
+    pub(crate) fn abort(&self) {
+        // SAFETY: By the type invariant.
+        if unsafe { extra::rnbd_helper_sk_is_tcp(self.sk()) } {
+            // Before the shutdown, after which TCP may take no reset to be needed. One with TLS on
+            // it cannot be disconnected, and is shut down only.
+            // SAFETY: As above.
+            let _ = unsafe { extra::rnbd_helper_sock_disconnect(self.0.as_ptr()) };
+        }
+        self.shutdown();
+    }
 }
 
 /// `MSG_DONTWAIT`, an enumerator's name in some C libraries and a macro here; part of the ABI.

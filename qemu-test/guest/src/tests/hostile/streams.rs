@@ -260,6 +260,8 @@ fn never_reads(context: &Context) -> Result<()> {
     ours_only(context)?;
     run([
         Attack::write("a large write", LARGE, Fate::Dropped, |peer, _| peer.stall()).timeout(),
+        // The end cannot wait behind what the server does not take.
+        Attack::write("a large write (TCP)", LARGE, Fate::Dropped, |peer, _| peer.stall()).timeout().tcp(),
         Attack::write("a write that the socket holds", 4096, Fate::Dropped, |peer, _| peer.stall()).timeout(),
     ])
 }
