@@ -20,6 +20,18 @@ pub fn silent_server() -> Result<Server> {
     }))
 }
 
+/// One that goes on so when it is told that nothing more comes: what ends without its answers ends when its time is over.
+pub fn stubborn_server() -> Result<Server> {
+    Server::scripted(1 << 20, |peer| {
+        while let Some(request) = peer.request()? {
+            if request.command != Command::Disconnect && !SILENT.contains(&request.offset) {
+                peer.serve(&request)?;
+            }
+        }
+        Ok(())
+    })
+}
+
 /// How many such requests a [`silent_server`] has seen that it does not answer. Others come too: an open may have the
 /// partition table read.
 pub fn unanswered(server: &Server, command: Command) -> usize {

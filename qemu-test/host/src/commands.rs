@@ -153,6 +153,7 @@ impl Places {
         } else {
             self.module.canonicalize().ok()
         };
+        let control_program = beside("rnbdctl").ok();
         let sources = Sources {
             sysroot: &exists("--sysroot", &self.sysroot)?,
             modules: &modules,
@@ -160,7 +161,7 @@ impl Places {
             module: module.as_deref(),
             c_module: &exists("--c-module", &self.c_module)?,
             test_program: &self.test_program()?,
-            control_program: &beside("rnbdctl")?,
+            control_program: control_program.as_deref(),
         };
         let folder = runs::next(&self.work.join("runs"), name)?;
         terminal.busy("initramfs");

@@ -46,8 +46,8 @@ pub struct Sources<'a> {
     pub c_module: &'a Path,
     /// `rnbd-test`.
     pub test_program: &'a Path,
-    /// `rnbdctl`.
-    pub control_program: &'a Path,
+    /// `rnbdctl`, if it was built.
+    pub control_program: Option<&'a Path>,
 }
 
 /// Makes the initramfs for one boot, at `to`. `store` keeps the base from one boot to the next.
@@ -154,6 +154,8 @@ fn overlay_tree(sources: &Sources, job: &str) -> Tree {
         tree.add("modules/rnbd.ko", Node::Copy(module.to_owned()));
     }
     tree.add("usr/bin/rnbd-test", Node::Copy(sources.test_program.to_owned()));
-    tree.add("usr/bin/rnbdctl", Node::Copy(sources.control_program.to_owned()));
+    if let Some(program) = sources.control_program {
+        tree.add("usr/bin/rnbdctl", Node::Copy(program.to_owned()));
+    }
     tree
 }

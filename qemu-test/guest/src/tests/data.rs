@@ -192,12 +192,13 @@ fn many_tasks(_: &Context) -> Result<()> {
 
 extern "C" fn on_alarm(_: libc::c_int) {}
 
-/// SIGALRM to this process every 300 µs, with a handler: a wait that signals interrupt ends with EINTR.
-fn alarm_storm() -> Result<()> {
+/// SIGALRM to this process as often as that, with a handler: a wait that signals interrupt ends with EINTR. Where the time
+/// is short a slow machine does nothing else.
+pub fn alarm_storm(microseconds: libc::suseconds_t) -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(on_alarm), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
-    let every = libc::timeval { tv_sec: 0, tv_usec: 300 };
+    let every = libc::timeval { tv_sec: 0, tv_usec: microseconds };
     let timer = libc::itimerval { it_interval: every, it_value: every };
     // SAFETY: the timer is read only, the old one is not asked for.
     let result = unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
@@ -231,7 +232,7 @@ fn signals(context: &Context, transport: Transport) -> Result<()> {
     let attachment = attach_by(socket)?;
     let mut writer = fork_child(&[], move |ready| {
         let direct = open_direct("/dev/nbd0")?;
-        alarm_storm()?;
+        alarm_storm(300)?;
         for round in 0..rounds {
             let data = device::Buffer::filled(&random(round, LENGTH));
             let mut done = 0;

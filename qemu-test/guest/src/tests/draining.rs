@@ -2,24 +2,28 @@
 //! Who comes while the last attachment is still ending: the server owes an answer, and has a while to give it. He waits
 //! for the end rather than be refused (invariant G3), and a signal ends his wait.
 
-use anyhow::{Result, ensure};
+use std::os::fd::AsRawFd;
 
+use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
+
+use super::data::alarm_storm;
 use super::{Context, Test};
 use crate::attach::{Setup, attaches_again_by};
-use crate::blocked::{Blocked, silent_server};
+use crate::blocked::{Blocked, stubborn_server};
 use crate::device::{Device, req, sysfs};
 use crate::modules::Driver;
-use crate::process::Child;
-use crate::server::Server;
+use crate::process::{Child, fork_child};
+use crate::server::{Export, Server, Transport};
 
 const BUSY_ON_NBD: &str = "EBUSY, until the last one is gone";
 
-pub const TESTS: &[Test] = &[Test::new(
-    "draining.attach",
-    "who attaches while the last attachment ends waits, and attaches",
-    attach,
-)
-.known_on_nbd(BUSY_ON_NBD)];
+pub const TESTS: &[Test] = &[
+    Test::new("draining.attach", "who attaches while the last attachment ends waits, and attaches", attach)
+        .known_on_nbd(BUSY_ON_NBD),
+    Test::new("draining.signal", "a signal ends that wait with EINTR, for each ioctl that waits", signal)
+        .known_on_nbd(BUSY_ON_NBD),
+];
 
 /// An attachment that ends, and what it waits for.
 struct Draining {
@@ -30,7 +34,7 @@ struct Draining {
 
 impl Draining {
     fn new(context: &Context) -> Result<Draining> {
-        let server = silent_server()?;
+        let server = stubborn_server()?;
         let client = Setup::for_server(&server).attach_in_child(0, &server)?;
         let reader = Blocked::read(&server)?;
         Device::open(0)?.ioctl(req::DISCONNECT, 0)?;
@@ -54,4 +58,29 @@ fn attach(context: &Context) -> Result<()> {
     let draining = Draining::new(context)?;
     attaches_again_by(&device)?;
     draining.ended()
+}
+
+fn signal(context: &Context) -> Result<()> {
+    let next = Server::new(Export::memory(1 << 20)?);
+    let socket = next.connect(Transport::Unix)?;
+    let fd = socket.as_raw_fd();
+    let draining = Draining::new(context)?;
+    let mut child = fork_child(&[fd], move |_| {
+        let device = Device::open(0)?;
+        alarm_storm(5_000)?;
+        for (name, cmd, arg) in [
+            ("NBD_SET_SOCK", req::SET_SOCK, fd as u64),
+            ("NBD_SET_SIZE", req::SET_SIZE, 4096),
+            ("NBD_DO_IT", req::DO_IT, 0),
+        ] {
+            let given = device.ioctl(cmd, arg);
+            ensure!(given == Err(Errno::EINTR), "{name} gave {given:?}");
+        }
+        Ok(())
+    })?;
+    child.success()?;
+    draining.ended()?;
+    drop(socket);
+    let device = Device::open(0)?;
+    attaches_again_by(&device).context("after that")
 }

@@ -10,11 +10,13 @@ use nix::errno::Errno;
 use super::attached::{self, Attached};
 use super::{connected, ok};
 use crate::attach::{Setup, with_attached};
-use crate::device::{flag, node, open_direct, round_trip, wait_idle};
+use crate::blocked::{Blocked, stubborn_server};
+use crate::device::{Device, flag, node, open_direct, req, round_trip, wait_idle};
 use crate::mounted::{Mounted, mkfs_ext4};
 use crate::netlink::{Client, Listener, Message, attr, attr_u32, attr_u64, command, to_bytes};
-use crate::process::{PATIENCE, have, hold_open};
+use crate::process::{PATIENCE, fork_child, have, hold_open};
 use crate::server::{Command as Asked, Export, Server, Transport};
+use crate::tests::data::alarm_storm;
 use crate::tests::{Context, Test, skip};
 
 pub const TESTS: &[Test] = &[
@@ -35,6 +37,12 @@ pub const TESTS: &[Test] = &[
     )
     .limit(120)
     .known_on_nbd("EBUSY, and no word of who has the device"),
+    Test::new(
+        "netlink.draining_signal",
+        "CONNECT and DISCONNECT wait for the end of the last attachment, and a signal ends that with EBUSY",
+        draining_signal,
+    )
+    .known_on_nbd("EBUSY: NBD_DISCONNECT does not end what netlink has attached"),
 ];
 
 fn link_dead(_: &Context) -> Result<()> {
@@ -131,6 +139,36 @@ fn claimed(context: &Context) -> Result<()> {
     ensure!(seen.is_empty(), "what was written to the mounted filesystem came to the other server: {seen:?}");
     mounted.unmount()?;
     let device = Attached::new(&other, 1, &[]).context("after umount")?;
+    device.works()?;
+    device.detach()
+}
+
+fn draining_signal(_: &Context) -> Result<()> {
+    let server = stubborn_server()?;
+    let device = Attached::new(&server, 1, &[])?;
+    let reader = Blocked::read(&server)?;
+    let next = Server::new(Export::memory(1 << 20)?);
+    let offered = attached::sockets(&next, 1)?;
+    let fds = attached::fds(&offered);
+    Device::open(0)?.ioctl(req::DISCONNECT, 0)?;
+    let mut child = fork_child(&fds, |_| {
+        let client = Client::open()?;
+        alarm_storm(20_000)?;
+        let connected = client.connect(Some(0), 1 << 20, &fds, &[])?.map(drop);
+        let disconnected = client.disconnect(0)?;
+        for (what, answer) in [("CONNECT", connected), ("DISCONNECT", disconnected)] {
+            let interrupted = matches!(&answer, Err(refusal) if refusal.errno == Errno::EBUSY);
+            ensure!(interrupted, "{what} was answered with {answer:?}");
+            let told = answer.is_err_and(|refusal| refusal.text.contains("a signal came"));
+            ensure!(told, "{what}: it is not said why");
+        }
+        Ok(())
+    })?;
+    child.success()?;
+    reader.fails("NBD_DISCONNECT")?;
+    attached::speaks(&offered[0])?;
+    drop((device, offered));
+    let device = Attached::new(&next, 1, &[]).context("without a signal")?;
     device.works()?;
     device.detach()
 }
