@@ -157,12 +157,14 @@ impl Job {
         match (extent, self.serves) {
             (Extent::Full, Serves::Memory) => true,
             (Extent::Full, _) => deep || self.block == 1 << 20,
-            (Extent::Quick, Serves::Memory) if plain => self.depth != 8,
+            (Extent::Quick, Serves::Memory) if plain => {
+                deep || self.depth == 1 || self.block == 1 << 20
+            }
             (Extent::Quick, Serves::Memory) if self.connections > 1 => {
                 self.transport == Transport::Unix && self.depth == 128
             }
-            (Extent::Quick, Serves::Memory) => deep || self.block == 1 << 20,
-            (Extent::Quick, _) => deep && self.kind == Kind::RandomRead,
+            (Extent::Quick, Serves::Memory) => deep,
+            (Extent::Quick, _) => false,
             (Extent::Few, _) => plain && (deep || self.block == 1 << 20),
         }
     }
@@ -195,7 +197,7 @@ impl Job {
 pub enum Extent {
     /// All.
     Full,
-    /// Each kind, and other transports, connections and servers where it matters most.
+    /// Each kind but the mixed one, and another transport and more connections where it matters most.
     Quick,
     /// What the goals are of.
     Few,

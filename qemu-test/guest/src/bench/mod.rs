@@ -129,7 +129,9 @@ pub fn run(args: &Args) -> Result<()> {
         .collect();
     let scaling_rounds = args.scaling_rounds.min(args.rounds);
     let subjects = Subject::all();
-    let steps = subjects.len() * (args.rounds + 1) * jobs.len() + 2 * scaling_rounds * points.len();
+    let suiting = |subject| points.iter().copied().filter(move |(axis, _)| axis.suits(subject));
+    let scaled: usize = subjects.iter().map(|subject| suiting(*subject).count()).sum();
+    let steps = subjects.len() * (args.rounds + 1) * jobs.len() + scaling_rounds * scaled;
     Line::Plan { rounds: args.rounds, seed: args.seed, steps, fio }.print()?;
     let memory = Arc::new(Memory::new(SIZE as usize)?);
     let wanted = |serves: &Serves| jobs.iter().any(|job| job.serves == *serves);
@@ -157,8 +159,7 @@ pub fn run(args: &Args) -> Result<()> {
             Round { round: Some(round), subject, seed, memory, programs, sampler: None }
                 .run(args, &order)
                 .with_context(|| format!("round {round}, {subject:?}"))?;
-            let points = points.iter().filter(|_| round < scaling_rounds);
-            for (axis, count) in points.copied() {
+            for (axis, count) in suiting(subject).filter(|_| round < scaling_rounds) {
                 Point { round, subject, axis, count, seed, memory }
                     .measure(&args.modules)
                     .with_context(|| format!("round {round}, {subject:?}"))?;

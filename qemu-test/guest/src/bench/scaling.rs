@@ -28,13 +28,22 @@ pub enum Axis {
 }
 
 impl Axis {
+    /// Whether that can be measured: nbd.ko attaches nothing that somebody has open.
+    pub fn suits(self, subject: Subject) -> bool {
+        match subject {
+            Subject::Nbd => self != Axis::Openers,
+            Subject::Rnbd => true,
+            Subject::Ublk | Subject::Limit => false,
+        }
+    }
+
     /// How many of it.
     pub fn counts(self, extent: Extent) -> &'static [u32] {
         match (self, extent) {
             (Axis::Devices, Extent::Full) => &[1, 16, 64],
             (Axis::Connections, Extent::Full) => &[1, 4, 16],
             (Axis::Openers, Extent::Full) => &[1, 16, 256],
-            (Axis::Devices, _) => &[1, 64],
+            (Axis::Devices, _) => &[1, 16],
             (Axis::Connections, _) => &[1, 16],
             (Axis::Openers, _) => &[1, 256],
         }

@@ -32,7 +32,7 @@ pub struct BenchArgs {
     /// Only the boot in which time is taken, which may be that of an emulation on a busy machine
     #[arg(long)]
     time: bool,
-    /// How often all is measured; 9, or 3 if quick
+    /// How often all is measured; 9, or 2 if quick
     #[arg(long)]
     rounds: Option<usize>,
     /// How often a device is attached in each round, by netlink and by ioctl
@@ -109,7 +109,7 @@ impl BenchArgs {
             (true, Boot::Time) if !self.time => "few",
             (true, _) => "quick",
         };
-        let rounds = self.rounds.unwrap_or(if self.quick { 3 } else { 9 });
+        let rounds = self.rounds.unwrap_or(if self.quick { 2 } else { 9 });
         // Attaching has nothing to do with the number of processors.
         let attaches = if boot == Boot::Four { 0 } else { self.attaches };
         let scaling_rounds = if self.quick { 1 } else { 3 };
