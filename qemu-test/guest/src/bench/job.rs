@@ -157,9 +157,7 @@ impl Job {
         match (extent, self.serves) {
             (Extent::Full, Serves::Memory) => true,
             (Extent::Full, _) => deep || self.block == 1 << 20,
-            (Extent::Quick, Serves::Memory) if plain => {
-                deep || self.depth == 1 || self.block == 1 << 20
-            }
+            (Extent::Quick, Serves::Memory) if plain => deep || self.depth == 1 || self.block == 1 << 20,
             (Extent::Quick, Serves::Memory) if self.connections > 1 => {
                 self.transport == Transport::Unix && self.depth == 128
             }
