@@ -10,7 +10,8 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::errno::Errno;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
@@ -328,4 +329,20 @@ pub fn descendants(root: i32) -> Vec<(i32, String, char)> {
         }
     }
     found
+}
+
+extern "C" fn on_alarm(_: libc::c_int) {}
+
+/// SIGALRM to this process as often as that, with a handler: a wait that signals interrupt ends with EINTR. Where the time
+/// is short a slow machine does nothing else.
+pub fn alarm_storm(microseconds: libc::suseconds_t) -> Result<()> {
+    let action = SigAction::new(SigHandler::Handler(on_alarm), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(Signal::SIGALRM, &action) }?;
+    let every = libc::timeval { tv_sec: 0, tv_usec: microseconds };
+    let timer = libc::itimerval { it_interval: every, it_value: every };
+    // SAFETY: the timer is read only, the old one is not asked for.
+    let result = unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
+    Errno::result(result)?;
+    Ok(())
 }

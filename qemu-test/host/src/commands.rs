@@ -153,7 +153,8 @@ impl Places {
         } else {
             self.module.canonicalize().ok()
         };
-        let control_program = beside("rnbdctl").ok();
+        // toolchain/qemu does not build it for the demo, which does not use it.
+        let control_program = (name != "demo").then(|| beside("rnbdctl")).transpose()?;
         let sources = Sources {
             sysroot: &exists("--sysroot", &self.sysroot)?,
             modules: &modules,

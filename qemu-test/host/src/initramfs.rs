@@ -46,7 +46,7 @@ pub struct Sources<'a> {
     pub c_module: &'a Path,
     /// `rnbd-test`.
     pub test_program: &'a Path,
-    /// `rnbdctl`, if it was built.
+    /// `rnbdctl`, if it is needed.
     pub control_program: Option<&'a Path>,
 }
 

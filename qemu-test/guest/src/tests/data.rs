@@ -8,7 +8,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{setsockopt, sockopt};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -17,7 +16,7 @@ use super::clients::{NbdClient, QemuNbd};
 use super::{Context, Test, skip};
 use crate::attach::{Attachment, Setup, with_attached};
 use crate::device::{self, Device, open_direct, read_direct, req, round_trip, write_direct};
-use crate::process::{fork_child, have, run};
+use crate::process::{alarm_storm, fork_child, have, run};
 use crate::server::{Action, Command, Export, Server, Transport};
 
 pub const TESTS: &[Test] = &[
@@ -188,22 +187,6 @@ fn many_tasks(_: &Context) -> Result<()> {
         }
         Ok(())
     })
-}
-
-extern "C" fn on_alarm(_: libc::c_int) {}
-
-/// SIGALRM to this process as often as that, with a handler: a wait that signals interrupt ends with EINTR. Where the time
-/// is short a slow machine does nothing else.
-pub fn alarm_storm(microseconds: libc::suseconds_t) -> Result<()> {
-    let action = SigAction::new(SigHandler::Handler(on_alarm), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler does nothing.
-    unsafe { sigaction(Signal::SIGALRM, &action) }?;
-    let every = libc::timeval { tv_sec: 0, tv_usec: microseconds };
-    let timer = libc::itimerval { it_interval: every, it_value: every };
-    // SAFETY: the timer is read only, the old one is not asked for.
-    let result = unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
-    device::errno_result(result)?;
-    Ok(())
 }
 
 /// Attaches by a socket of the test's own.

@@ -7,13 +7,12 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 
-use super::data::alarm_storm;
 use super::{Context, Test};
 use crate::attach::{Setup, attaches_again_by};
 use crate::blocked::{Blocked, stubborn_server};
 use crate::device::{Device, req, sysfs};
 use crate::modules::Driver;
-use crate::process::{Child, fork_child};
+use crate::process::{Child, alarm_storm, fork_child};
 use crate::server::{Export, Server, Transport};
 
 const BUSY_ON_NBD: &str = "EBUSY, until the last one is gone";

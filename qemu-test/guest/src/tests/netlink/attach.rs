@@ -14,9 +14,8 @@ use crate::blocked::{Blocked, stubborn_server};
 use crate::device::{Device, flag, node, open_direct, req, round_trip, wait_idle};
 use crate::mounted::{Mounted, mkfs_ext4};
 use crate::netlink::{Client, Listener, Message, attr, attr_u32, attr_u64, command, to_bytes};
-use crate::process::{PATIENCE, fork_child, have, hold_open};
+use crate::process::{PATIENCE, alarm_storm, fork_child, have, hold_open};
 use crate::server::{Command as Asked, Export, Server, Transport};
-use crate::tests::data::alarm_storm;
 use crate::tests::{Context, Test, skip};
 
 pub const TESTS: &[Test] = &[
