@@ -61,11 +61,15 @@ impl Nth {
     }
 }
 
-/// Also allocations that may wait fail, as most do.
-fn prepare() -> Result<[Fault; 2]> {
+/// Also allocations that may wait can fail, as most do, and those of single pages.
+pub(super) fn prepare() -> Result<[Fault; 2]> {
     let slab = Fault::new("failslab")?;
     slab.set("ignore-gfp-wait", "N")?;
-    Ok([slab, Fault::new("fail_page_alloc")?])
+    let pages = Fault::new("fail_page_alloc")?;
+    pages.set("ignore-gfp-wait", "N")?;
+    pages.set("ignore-gfp-highmem", "N")?;
+    pages.set("min-order", "0")?;
+    Ok([slab, pages])
 }
 
 /// How many places of an operation are tried: all of them where there is time for it, else so many.
@@ -234,10 +238,10 @@ fn add(context: &Context) -> Result<()> {
             nth.within(place, || connect_with(&client, INDEX, &fds, DESTROY))
         },
         |_| {
-            // If it failed the device may be there, without anything in it.
             let there = || sysfs(INDEX, "nbd/state").is_some();
+            // If it failed the device may be there, without anything in it, or about to go.
             if there() {
-                disconnect(INDEX)?;
+                let _ = disconnect(INDEX);
             }
             let server = server()?;
             let (_sockets, fds) = sockets(&server, 1)?;

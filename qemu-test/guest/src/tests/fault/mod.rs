@@ -3,6 +3,7 @@
 
 mod allocation;
 mod io;
+mod threads;
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result};
 
 use super::{Test, skip};
 
-pub const TESTS: [&[Test]; 2] = [allocation::TESTS, io::TESTS];
+pub const TESTS: [&[Test]; 3] = [allocation::TESTS, io::TESTS, threads::TESTS];
 
 /// A kind of fault, as debugfs shows it. Nothing fails until it is told to, and nothing any more when this is dropped.
 struct Fault(PathBuf);
@@ -32,6 +33,12 @@ impl Fault {
     fn set(&self, file: &str, value: &str) -> Result<()> {
         let path = self.0.join(file);
         fs::write(&path, value).with_context(|| format!("write {value} to {}", path.display()))
+    }
+
+    fn get(&self, file: &str) -> Result<String> {
+        let path = self.0.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(text.trim().to_owned())
     }
 
     /// From now on each time with this probability, but not more often than so many times.
