@@ -247,6 +247,17 @@ bool rnbd_helper_sk_has_data(const struct sock *sk)
 	return !skb_queue_empty_lockless(&sk->sk_receive_queue);
 }
 
+wait_queue_head_t *rnbd_helper_sk_sleep(struct sock *sk)
+{
+	return sk_sleep(sk);
+}
+
+bool rnbd_helper_sock_is_readable(struct socket *sock)
+{
+	return READ_ONCE(sock->ops)->poll(sock->file, sock, NULL) &
+	       (EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP);
+}
+
 void rnbd_helper_sockfd_put(struct socket *sock)
 {
 	sockfd_put(sock);

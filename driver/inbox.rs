@@ -106,6 +106,7 @@ impl Inbox {
             }
             if !link.socket.has_data() {
                 self.end_answered();
+                link.socket.wait_readable();
             }
             let wait = self.may_wait();
             let result = self.receive(link, wait);

@@ -19,6 +19,7 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{Arc, Mutex},
+    time::{delay::fsleep, Delta},
 };
 
 /// Sends all of `bytes`.
@@ -192,6 +193,64 @@ mod tests {
         drop(receiver);
         let outcome = received.outcome.lock().take();
         assert!(outcome == Some((0, Err(EPIPE))));
+        drop(other);
+        Ok(())
+    }
+
+    #[test]
+    fn a_reader_waits_for_bytes_and_not_for_room_to_send() -> Result {
+        let (one, other) = sockets()?;
+        let one = Arc::new(one, GFP_KERNEL)?;
+        send(&one, b"question")?;
+        let (begun, woken) = (Event::new()?, Event::new()?);
+        let (begin, wake, socket) = (begun.clone(), woken.clone(), one.clone());
+        let reader = thread(move || {
+            begin.happen();
+            socket.wait_readable();
+            wake.happen();
+        })?;
+        begun.wait();
+        // Long enough for the reader to be waiting.
+        fsleep(Delta::from_millis(50));
+        // This makes room at the reader's end, and so does the next.
+        assert!(receive(&other, &mut [0; 4]) == (4, Ok(())));
+        assert!(receive(&other, &mut [0; 4]) == (4, Ok(())));
+        fsleep(Delta::from_millis(50));
+        assert!(!woken.has_happened());
+        send(&other, b"answer")?;
+        woken.wait();
+        drop(reader);
+        Ok(())
+    }
+
+    #[test]
+    fn a_reader_does_not_wait_for_what_is_there() -> Result {
+        let (one, other) = sockets()?;
+        send(&other, b"answer")?;
+        one.wait_readable();
+        assert!(receive(&one, &mut [0; 6]) == (6, Ok(())));
+        other.shutdown();
+        one.wait_readable();
+        assert!(at_end(&one));
+        Ok(())
+    }
+
+    #[test]
+    fn shutdown_wakes_a_reader() -> Result {
+        let (one, other) = sockets()?;
+        let one = Arc::new(one, GFP_KERNEL)?;
+        let (begun, woken) = (Event::new()?, Event::new()?);
+        let (begin, wake, socket) = (begun.clone(), woken.clone(), one.clone());
+        let reader = thread(move || {
+            begin.happen();
+            socket.wait_readable();
+            wake.happen();
+        })?;
+        begun.wait();
+        one.shutdown();
+        // To stop a thread would wake it too.
+        woken.wait();
+        drop(reader);
         drop(other);
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::{
     bindings as extra,
 };
 use core::ptr::NonNull;
-use kernel::{bindings, error::to_result, prelude::*, types::ScopeGuard};
+use kernel::{bindings, error::to_result, ffi, prelude::*, types::ScopeGuard};
 
 /// Why a file descriptor is no stream socket to be used here.
 #[derive(Clone, Copy, Debug)]
@@ -227,6 +227,33 @@ impl Socket {
         unsafe { extra::rnbd_helper_sk_has_data(self.sk()) }
     }
 
+    /// Waits until there is something to receive, or the connection has ended, or at times for no
+    /// reason. Signals do not end this, and no lock of the socket is taken. Sleeps.
+    ///
+    /// A receive that waits is also woken when there is room to send, of which an AF_UNIX socket
+    /// tells each time that its peer has taken a message. That is just before the peer answers it:
+    /// two task switches for nothing.
+    pub(crate) fn wait_readable(&self) {
+        // SAFETY: All-zero is an entry that is in no queue.
+        let mut entry: bindings::wait_queue_entry = unsafe { core::mem::zeroed() };
+        entry.func = Some(wake_reader);
+        // SAFETY: There always is a current task.
+        entry.private = unsafe { bindings::get_current() }.cast();
+        let entry = &raw mut entry;
+        // SAFETY: By the type invariant the socket is open, and so has its wait queue. The entry
+        // does not move, and it has left the queue before it goes; `wake_reader` runs under the
+        // queue's lock, and so not after that.
+        unsafe {
+            let queue = extra::rnbd_helper_sk_sleep(self.sk());
+            bindings::add_wait_queue(queue, entry);
+            // What came before the entry was there is seen here; what comes after it, wakes.
+            if !extra::rnbd_helper_sock_is_readable(self.0.as_ptr()) {
+                bindings::wait_woken(entry, bindings::TASK_INTERRUPTIBLE, isize::MAX);
+            }
+            bindings::remove_wait_queue(queue, entry);
+        }
+    }
+
     /// Shuts both directions down: all who wait in the socket wake, and the peer sees the end. May
     /// sleep.
     pub(crate) fn shutdown(&self) {
@@ -253,6 +280,30 @@ impl Socket {
 
 /// `MSG_DONTWAIT`, an enumerator's name in some C libraries and a macro here; part of the ABI.
 const MSG_DONTWAIT: u32 = 0x40;
+
+/// `EPOLLIN`, `EPOLLERR`, `EPOLLHUP`, `EPOLLRDHUP`: what there is to know for who receives. Part of
+/// the ABI; for C they are casts that bindgen does not evaluate.
+const READER_EVENTS: usize = 0x1 | 0x8 | 0x10 | 0x2000;
+
+/// Wakes a task in [`Socket::wait_readable`], if that is for it.
+///
+/// # Safety
+///
+/// Only as the function of an entry made there, under the lock of the queue that it is in.
+unsafe extern "C" fn wake_reader(
+    entry: *mut bindings::wait_queue_entry,
+    mode: ffi::c_uint,
+    flags: ffi::c_int,
+    key: *mut ffi::c_void,
+) -> ffi::c_int {
+    // The events themselves. None: anything may have happened.
+    let events = key.addr();
+    if events != 0 && events & READER_EVENTS == 0 {
+        return 0;
+    }
+    // SAFETY: By the safety requirement; the entry names its task.
+    unsafe { bindings::woken_wake_function(entry, mode, flags, key) }
+}
 
 impl Drop for Socket {
     fn drop(&mut self) {
