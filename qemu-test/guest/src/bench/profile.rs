@@ -113,7 +113,11 @@ fn report(args: &Args) -> Result<()> {
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "perf report: {}\n{error}", output.status);
         let text = String::from_utf8_lossy(&output.stdout);
-        let told = text.lines().map(str::trim_end).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        // Behind the symbol there are columns for its address, empty.
+        let told = text
+            .lines()
+            .map(|line| line.trim_end_matches([' ', '-']))
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
         told.take(lines).map(demangled).chain([String::new()]).for_each(|line| println!("{line}"));
     }
     Ok(())
