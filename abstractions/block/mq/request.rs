@@ -110,7 +110,7 @@ pub(crate) struct AlreadyFinished;
 ///
 /// # Invariants
 ///
-/// * `self.0` is a valid `struct request` whose private data is an initialised [`Pdu<T>`].
+/// * `self.0` is a valid `struct request` whose private data is an initialised `Pdu<T>`.
 /// * While the reference count in the private data is not zero, the request is started and not
 ///   ended: it belongs to the driver.
 #[repr(transparent)]
