@@ -4,7 +4,8 @@
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 
-use kernel::{bindings, prelude::*};
+use crate::bindings as extra;
+use kernel::prelude::*;
 
 /// Keeps a module from being unloaded.
 ///
@@ -20,7 +21,7 @@ impl ModuleRef {
     /// Keeps `module`; none, if it is about to go.
     pub(crate) fn get(module: &'static ThisModule) -> Option<Self> {
         // SAFETY: The module is there.
-        let kept = unsafe { bindings::try_module_get(module.as_ptr()) };
+        let kept = unsafe { extra::rnbd_helper_try_module_get(module.as_ptr()) };
         // INVARIANT: The reference was taken above.
         kept.then_some(Self(module))
     }
@@ -29,6 +30,6 @@ impl ModuleRef {
 impl Drop for ModuleRef {
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
-        unsafe { bindings::module_put(self.0.as_ptr()) };
+        unsafe { extra::rnbd_helper_module_put(self.0.as_ptr()) };
     }
 }

@@ -303,6 +303,16 @@ int rnbd_helper_genlmsg_reply(struct sk_buff *skb, struct genl_info *info)
 	return genlmsg_reply(skb, info);
 }
 
+bool rnbd_helper_try_module_get(struct module *module)
+{
+	return try_module_get(module);
+}
+
+void rnbd_helper_module_put(struct module *module)
+{
+	module_put(module);
+}
+
 struct pid *rnbd_helper_get_pid(struct pid *pid)
 {
 	return get_pid(pid);

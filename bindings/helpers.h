@@ -80,6 +80,10 @@ int rnbd_helper_nla_nest_end_safe(struct sk_buff *skb, struct nlattr *start);
 void rnbd_helper_nla_nest_cancel(struct sk_buff *skb, struct nlattr *start);
 int rnbd_helper_genlmsg_reply(struct sk_buff *skb, struct genl_info *info);
 
+/* module_ref: in a kernel without modules these do nothing, inline. */
+bool rnbd_helper_try_module_get(struct module *module);
+void rnbd_helper_module_put(struct module *module);
+
 /* pid */
 struct pid *rnbd_helper_get_pid(struct pid *pid);
 struct pid *rnbd_helper_current_tgid(void);
