@@ -69,6 +69,19 @@ struct Received {
     outcome: Mutex<Option<(usize, Result)>>,
 }
 
+/// A thread that waits for something to receive, and what happens when it does so no longer.
+fn reader(socket: &Arc<Socket>) -> Result<(impl Sized, Event)> {
+    let (begun, woken) = (Event::new()?, Event::new()?);
+    let (begin, wake, socket) = (begun.clone(), woken.clone(), socket.clone());
+    let reader = thread(move || {
+        begin.happen();
+        socket.wait_readable();
+        wake.happen();
+    })?;
+    begun.wait();
+    Ok((reader, woken))
+}
+
 #[kunit_tests(rnbd_socket)]
 mod tests {
     use super::*;
@@ -202,14 +215,7 @@ mod tests {
         let (one, other) = sockets()?;
         let one = Arc::new(one, GFP_KERNEL)?;
         send(&one, b"question")?;
-        let (begun, woken) = (Event::new()?, Event::new()?);
-        let (begin, wake, socket) = (begun.clone(), woken.clone(), one.clone());
-        let reader = thread(move || {
-            begin.happen();
-            socket.wait_readable();
-            wake.happen();
-        })?;
-        begun.wait();
+        let (reader, woken) = reader(&one)?;
         // Long enough for the reader to be waiting.
         fsleep(Delta::from_millis(50));
         // This makes room at the reader's end, and so does the next.
@@ -239,14 +245,7 @@ mod tests {
     fn shutdown_wakes_a_reader() -> Result {
         let (one, other) = sockets()?;
         let one = Arc::new(one, GFP_KERNEL)?;
-        let (begun, woken) = (Event::new()?, Event::new()?);
-        let (begin, wake, socket) = (begun.clone(), woken.clone(), one.clone());
-        let reader = thread(move || {
-            begin.happen();
-            socket.wait_readable();
-            wake.happen();
-        })?;
-        begun.wait();
+        let (reader, woken) = reader(&one)?;
         one.shutdown();
         // To stop a thread would wake it too.
         woken.wait();
