@@ -252,10 +252,9 @@ wait_queue_head_t *rnbd_helper_sk_sleep(struct sock *sk)
 	return sk_sleep(sk);
 }
 
-bool rnbd_helper_sock_is_readable(struct socket *sock)
+u32 rnbd_helper_sock_poll(struct socket *sock)
 {
-	return READ_ONCE(sock->ops)->poll(sock->file, sock, NULL) &
-	       (EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP);
+	return (__force u32)READ_ONCE(sock->ops)->poll(sock->file, sock, NULL);
 }
 
 void rnbd_helper_sockfd_put(struct socket *sock)

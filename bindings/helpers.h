@@ -67,7 +67,7 @@ void rnbd_helper_sk_store_sndtimeo(struct sock *sk, long timeo);
 void rnbd_helper_sock_reclassify(struct sock *sk);
 bool rnbd_helper_sk_has_data(const struct sock *sk);
 wait_queue_head_t *rnbd_helper_sk_sleep(struct sock *sk);
-bool rnbd_helper_sock_is_readable(struct socket *sock);
+u32 rnbd_helper_sock_poll(struct socket *sock);
 void rnbd_helper_sockfd_put(struct socket *sock);
 unsigned int rnbd_helper_memalloc_noreclaim_save(void);
 void rnbd_helper_memalloc_noreclaim_restore(unsigned int flags);

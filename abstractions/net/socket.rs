@@ -13,7 +13,9 @@ use crate::{
     bindings as extra,
 };
 use core::ptr::NonNull;
-use kernel::{bindings, error::to_result, ffi, prelude::*, types::ScopeGuard};
+use kernel::{
+    bindings, error::to_result, ffi, prelude::*, task::MAX_SCHEDULE_TIMEOUT, types::ScopeGuard,
+};
 
 /// Why a file descriptor is no stream socket to be used here.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +112,7 @@ impl Socket {
     /// Bounds how long a send may wait for the peer, in seconds; 0 for no bound.
     pub(crate) fn set_send_timeout(&self, seconds: u32) {
         let jiffies = match seconds {
-            0 => isize::MAX,
+            0 => MAX_SCHEDULE_TIMEOUT,
             seconds => kernel::time::msecs_to_jiffies(seconds.saturating_mul(1000)) as isize,
         };
         // SAFETY: By the type invariant.
@@ -247,8 +249,8 @@ impl Socket {
             let queue = extra::rnbd_helper_sk_sleep(self.sk());
             bindings::add_wait_queue(queue, entry);
             // What came before the entry was there is seen here; what comes after it, wakes.
-            if !extra::rnbd_helper_sock_is_readable(self.0.as_ptr()) {
-                bindings::wait_woken(entry, bindings::TASK_INTERRUPTIBLE, isize::MAX);
+            if extra::rnbd_helper_sock_poll(self.0.as_ptr()) & READER_EVENTS == 0 {
+                bindings::wait_woken(entry, bindings::TASK_INTERRUPTIBLE, MAX_SCHEDULE_TIMEOUT);
             }
             bindings::remove_wait_queue(queue, entry);
         }
@@ -283,7 +285,7 @@ const MSG_DONTWAIT: u32 = 0x40;
 
 /// `EPOLLIN`, `EPOLLERR`, `EPOLLHUP`, `EPOLLRDHUP`: what there is to know for who receives. Part of
 /// the ABI; for C they are casts that bindgen does not evaluate.
-const READER_EVENTS: usize = 0x1 | 0x8 | 0x10 | 0x2000;
+const READER_EVENTS: u32 = 0x1 | 0x8 | 0x10 | 0x2000;
 
 /// Wakes a task in [`Socket::wait_readable`], if that is for it.
 ///
@@ -297,7 +299,7 @@ unsafe extern "C" fn wake_reader(
     key: *mut ffi::c_void,
 ) -> ffi::c_int {
     // The events themselves. None: anything may have happened.
-    let events = key.addr();
+    let events = key.addr() as u32;
     if events != 0 && events & READER_EVENTS == 0 {
         return 0;
     }
