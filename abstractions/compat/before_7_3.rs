@@ -43,20 +43,19 @@ pub(crate) mod error {
 
         pub(crate) use kernel::error::code::*;
 
-        const fn error(errno: u32) -> Error {
-            let Some(errno) = NonZeroI32::new(-(errno as i32)) else {
-                panic!("no error at all");
-            };
-            assert!(size_of::<Error>() == size_of::<NonZeroI32>());
-            // SAFETY: In these series, whose source is published, an `Error` holds one field, the
-            // negative errno as a `NonZeroI32`. As the sizes are equal it is all of it.
-            unsafe { core::mem::transmute::<NonZeroI32, Error>(errno) }
-        }
-
+        // Constants: what is asserted is so at compile time.
         macro_rules! declare_err {
             ($($name:ident, $description:literal;)*) => {$(
                 #[doc = $description]
-                pub(crate) const $name: Error = error(bindings::$name);
+                pub(crate) const $name: Error = {
+                    let errno = -(bindings::$name as i32);
+                    assert!(errno != 0);
+                    assert!(size_of::<Error>() == size_of::<NonZeroI32>());
+                    // SAFETY: In these series, whose source is published, an `Error` holds one
+                    // field, the negative errno as a `NonZeroI32`. As the sizes are equal it is
+                    // all of it, and it is not zero.
+                    unsafe { core::mem::transmute::<i32, Error>(errno) }
+                };
             )*};
         }
 
