@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::errno::Errno;
 
-use super::Fault;
+use super::allocations;
 use crate::attach::attaches_again;
 use crate::device::{Device, attached, flag, open_direct, req, round_trip, sysfs, wait_idle};
 use crate::netlink::{Client, attr, attr_flag, attr_u64};
@@ -61,17 +61,6 @@ impl Nth {
     }
 }
 
-/// Also allocations that may wait can fail, as most do, and those of single pages.
-pub(super) fn prepare() -> Result<[Fault; 2]> {
-    let slab = Fault::new("failslab")?;
-    slab.set("ignore-gfp-wait", "N")?;
-    let pages = Fault::new("fail_page_alloc")?;
-    pages.set("ignore-gfp-wait", "N")?;
-    pages.set("ignore-gfp-highmem", "N")?;
-    pages.set("min-order", "0")?;
-    Ok([slab, pages])
-}
-
 /// How many places of an operation are tried: all of them where there is time for it, else so many.
 const TRIED: usize = 150;
 
@@ -103,7 +92,7 @@ fn at_each_from<T>(
     mut step: impl FnMut(&Nth, usize) -> Result<T>,
     mut check: impl FnMut(Result<T>) -> Result<()>,
 ) -> Result<()> {
-    let _faults = prepare()?;
+    let _faults = allocations()?;
     let nth = Nth::default();
     check(Ok(step(&nth, MOST)?))?;
     let (mut faults, mut failed) = (0, 0);
@@ -124,7 +113,7 @@ fn server() -> Result<Server> {
 }
 
 fn load(context: &Context) -> Result<()> {
-    let _faults = prepare()?;
+    let _faults = allocations()?;
     let driver = context.driver;
     let image = fs::read(driver.file(&context.modules))?;
     // The kernel's loader has hundreds before the driver's first, and warns of some. The driver refuses this parameter

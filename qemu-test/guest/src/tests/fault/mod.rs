@@ -53,3 +53,14 @@ impl Drop for Fault {
         let _ = self.set("probability", "0");
     }
 }
+
+/// Allocations: also those that may wait, as most do, and those of single pages.
+fn allocations() -> Result<[Fault; 2]> {
+    let slab = Fault::new("failslab")?;
+    slab.set("ignore-gfp-wait", "N")?;
+    let pages = Fault::new("fail_page_alloc")?;
+    pages.set("ignore-gfp-wait", "N")?;
+    pages.set("ignore-gfp-highmem", "N")?;
+    pages.set("min-order", "0")?;
+    Ok([slab, pages])
+}

@@ -9,8 +9,7 @@ use nix::errno::Errno;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::Fault;
-use super::allocation::prepare;
+use super::{Fault, allocations};
 use crate::attach::{Setup, attaches_again};
 use crate::device::{Device, open_direct, read_direct, req, wait_idle, write_direct};
 use crate::process::{processes, wait_for};
@@ -29,16 +28,16 @@ const WRITES_PER_ROUND: usize = WORKERS * WRITES_PER_WORKER;
 /// More faults than there can be in a round.
 const MOST: usize = 1_000_000;
 
-/// Has allocations fail in the driver's threads alone. Returns how many threads that are.
-fn aim() -> Result<usize> {
-    let mut count = 0;
-    for (pid, _, name, _) in processes() {
-        if name.starts_with("nbd0-") {
-            fs::write(format!("/proc/{pid}/make-it-fail"), "1").with_context(|| name)?;
-            count += 1;
-        }
-    }
-    Ok(count)
+/// The threads of the driver's that serve the device.
+fn of_driver() -> Vec<i32> {
+    let ours = processes().into_iter().filter(|(_, _, name, _)| name.starts_with("nbd0-"));
+    ours.map(|(pid, ..)| pid).collect()
+}
+
+/// Where a block is on the device, and what is written to it.
+fn contents(block: usize) -> (u64, Vec<u8>) {
+    let offset = (block * BLOCK) as u64;
+    (offset, pattern::data(offset, BLOCK, pattern::ORIGINAL + 1 + block as u64))
 }
 
 /// How many allocations failed since faults were armed.
@@ -55,8 +54,7 @@ fn count(faults: &[Fault]) -> Result<usize> {
 fn load(direct: &File, blocks: std::ops::Range<usize>) -> Result<Vec<(usize, bool)>> {
     let mut written = Vec::new();
     for block in blocks {
-        let offset = (block * BLOCK) as u64;
-        let data = pattern::data(offset, BLOCK, block as u64 + 2);
+        let (offset, data) = contents(block);
         let done = write_direct(direct, offset, &data);
         written.push((block, done.is_ok()));
         match read_direct(direct, offset, BLOCK) {
@@ -81,8 +79,11 @@ fn round(
     let setup = Setup::for_server(server).connections(CONNECTIONS).transport(transport);
     let attachment = setup.attach(&device, server)?;
     // A receiver and a sender for each connection.
-    let aimed = aim()?;
-    ensure!(aimed == 2 * CONNECTIONS, "{aimed} threads of the driver's");
+    let threads = of_driver();
+    ensure!(threads.len() == 2 * CONNECTIONS, "{} threads of the driver's", threads.len());
+    for pid in threads {
+        fs::write(format!("/proc/{pid}/make-it-fail"), "1").context("make-it-fail")?;
+    }
     for fault in faults {
         fault.set("task-filter", "Y")?;
         fault.arm(percent, MOST as i32)?;
@@ -118,7 +119,7 @@ fn round(
 
 fn threads(context: &Context) -> Result<()> {
     let rounds = context.rounds(40, 12);
-    let faults = prepare()?;
+    let faults = allocations()?;
     let mut rng = SmallRng::seed_from_u64(seed()?);
     let size = rounds * WRITES_PER_ROUND * BLOCK;
     let server = Server::new(Export::memory(size as u64)?);
@@ -139,9 +140,9 @@ fn threads(context: &Context) -> Result<()> {
     let attachment = Setup::for_server(&server).attach(&device, &server)?;
     let direct = open_direct("/dev/nbd0")?;
     for (block, good) in written {
-        let offset = (block * BLOCK) as u64;
+        let (offset, data) = contents(block);
         let read = read_direct(&direct, offset, BLOCK)?;
-        let is_new = read[..] == pattern::data(offset, BLOCK, block as u64 + 2);
+        let is_new = read[..] == data[..];
         let is_old = !good && read.iter().all(|byte| *byte == 0);
         ensure!(is_new || is_old, "block {block}, written: {good}, holds other data");
     }
@@ -149,8 +150,6 @@ fn threads(context: &Context) -> Result<()> {
     attachment.detach()?;
     drop(device);
     tried(count, "faults");
-    wait_for("the driver's threads to be gone", || {
-        processes().iter().all(|(_, _, name, _)| !name.starts_with("nbd0-"))
-    })?;
+    wait_for("the driver's threads to be gone", || of_driver().is_empty())?;
     attaches_again()
 }
