@@ -254,6 +254,11 @@ wait_queue_head_t *rnbd_helper_sk_sleep(struct sock *sk)
 
 u32 rnbd_helper_sock_poll(struct socket *sock)
 {
+	/*
+	 * With a table, poll_wait() would order this behind what it adds to the
+	 * queue. Pairs with the barrier in wq_has_sleeper().
+	 */
+	smp_mb();
 	return (__force u32)READ_ONCE(sock->ops)->poll(sock->file, sock, NULL);
 }
 

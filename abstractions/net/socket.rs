@@ -248,7 +248,8 @@ impl Socket {
         unsafe {
             let queue = extra::rnbd_helper_sk_sleep(self.sk());
             bindings::add_wait_queue(queue, entry);
-            // What came before the entry was there is seen here; what comes after it, wakes.
+            // What came before the entry was there is seen here; what comes after it, wakes. Between
+            // the two is a full barrier, in the helper; whoever wakes has one too.
             if extra::rnbd_helper_sock_poll(self.0.as_ptr()) & READER_EVENTS == 0 {
                 bindings::wait_woken(entry, bindings::TASK_INTERRUPTIBLE, MAX_SCHEDULE_TIMEOUT);
             }
