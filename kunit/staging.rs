@@ -112,6 +112,23 @@ mod tests {
     }
 
     #[test]
+    fn a_full_page_takes_the_only_one_from_small_pieces() -> Result {
+        let (one, other) = sockets()?;
+        let mut staging = Staging::new(1)?;
+        assert!(staging.push_bytes(&[1; 28]).is_ok());
+        assert!(send(&one, &mut staging) == (28, Ok(())));
+        drop(receive(&other, 28)?);
+        let page = page_of(9)?;
+        assert!(put(&mut staging, &page, 0, PAGE_SIZE) == Some(PAGE_SIZE));
+        // There is no room for it but in the page that is listed.
+        assert!(staging.push_bytes(&[2; 28]).is_err());
+        assert!(send(&one, &mut staging) == (PAGE_SIZE, Ok(())));
+        let came = receive(&other, PAGE_SIZE)?;
+        assert!(came.bytes().iter().all(|byte| *byte == 9));
+        Ok(())
+    }
+
+    #[test]
     fn pieces_come_in_their_order_however_the_pages_are_used() -> Result {
         let (one, other) = sockets()?;
         let mut staging = Staging::new(4)?;

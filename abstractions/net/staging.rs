@@ -98,6 +98,8 @@ impl Staging {
             let exclusive = unsafe { extra::rnbd_helper_page_ref_is_one(slot.page.as_ptr()) };
             if exclusive && slot.round != self.round {
                 slot.round = self.round;
+                // If it is the only one it was the shared one after all, and is no longer.
+                self.shared = self.shared.filter(|(shared, _)| *shared != index);
                 self.next = self.after(index);
                 return Ok(index);
             }
