@@ -31,8 +31,8 @@ use kernel::{
 /// How long the server behind an old socket has to answer what it was asked.
 const HANDOVER_GRACE_MS: u32 = 2000;
 
-/// How long whoever sends on the old socket has to finish.
-const SENDER_GRACE_MS: u32 = 1000;
+/// How long those who send on old sockets have to finish, all together.
+const SENDERS_GRACE_MS: u32 = 1000;
 
 /// How often it is looked whether they have.
 const TICK: Delta = Delta::from_millis(1);
@@ -86,6 +86,7 @@ fn put_all<'a>(
         return Err(ENOTCONN);
     }
     let mut sockets = sockets.into_iter();
+    let mut grace = SENDERS_GRACE_MS;
     let scopes: &[bool] = match scope {
         Scope::Dead => &[true],
         Scope::All => &[true, false],
@@ -102,20 +103,28 @@ fn put_all<'a>(
             let Some(socket) = sockets.next() else {
                 return Ok(());
             };
-            let replaced = put(disk, attachment, &mut presence, connection, socket)?;
+            let replaced = put(
+                disk,
+                attachment,
+                &mut presence,
+                connection,
+                socket,
+                &mut grace,
+            )?;
             old.push(replaced, GFP_KERNEL)?;
         }
     }
     Ok(())
 }
 
-/// Gives one connection another socket.
+/// Gives one connection another socket. Whoever sends on the old one has `grace` left, in ms.
 fn put<'a>(
     disk: &Disk<Device>,
     attachment: &'a AttachmentRef,
     presence: &mut Presence,
     connection: &'a ConnectionRef,
     socket: Socket,
+    grace: &mut u32,
 ) -> Result<Old<'a>> {
     let place = presence
         .receivers
@@ -130,7 +139,7 @@ fn put<'a>(
     let link = Link::new(route, socket)?;
     let receiver = Receiver::start(disk, attachment, connection, link.clone())?;
 
-    let mut tx = lock_sender(connection);
+    let mut tx = lock_sender(connection, grace);
     let partial = tx.partial.take();
     let displaced = connection.put_link(&mut tx, link.clone());
     drop(tx);
@@ -174,14 +183,19 @@ fn put<'a>(
     })
 }
 
-/// Waits for whoever sends on a connection. If he waits for the server, his link is killed.
-fn lock_sender(connection: &Connection) -> MutexGuard<'_, Tx> {
-    for _ in 0..SENDER_GRACE_MS {
+/// Waits for whoever sends on a connection, while there is `grace`, in ms, of which it takes what it
+/// waits. If he waits for the server, his link is killed.
+fn lock_sender<'a>(connection: &'a Connection, grace: &mut u32) -> MutexGuard<'a, Tx> {
+    loop {
         if let Some(tx) = connection.tx.try_lock() {
             if tx.partial.is_none() || tx.link.is_dead() {
                 return tx;
             }
         }
+        let Some(left) = grace.checked_sub(1) else {
+            break;
+        };
+        *grace = left;
         fsleep(TICK);
     }
     connection.cut_off();
