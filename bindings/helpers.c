@@ -42,6 +42,16 @@ bool rnbd_helper_blk_mq_add_to_batch(struct request *rq, struct io_comp_batch *b
 	return blk_mq_add_to_batch(rq, batch, is_error, complete);
 }
 
+int rnbd_helper_blk_mq_tags_lock(struct blk_mq_tag_set *set)
+{
+	return srcu_read_lock(&set->tags_srcu);
+}
+
+void rnbd_helper_blk_mq_tags_unlock(struct blk_mq_tag_set *set, int index)
+{
+	srcu_read_unlock(&set->tags_srcu, index);
+}
+
 bool rnbd_helper_percpu_ref_tryget(struct percpu_ref *ref)
 {
 	return percpu_ref_tryget(ref);

@@ -22,6 +22,8 @@ struct request *rnbd_helper_blk_mq_tag_to_rq(struct blk_mq_tags *tags, unsigned 
 struct request *rnbd_helper_rq_list_pop(struct rq_list *list);
 bool rnbd_helper_blk_mq_add_to_batch(struct request *rq, struct io_comp_batch *batch, bool is_error,
 				     void (*complete)(struct io_comp_batch *batch));
+int rnbd_helper_blk_mq_tags_lock(struct blk_mq_tag_set *set);
+void rnbd_helper_blk_mq_tags_unlock(struct blk_mq_tag_set *set, int index);
 bool rnbd_helper_percpu_ref_tryget(struct percpu_ref *ref);
 void rnbd_helper_percpu_ref_put(struct percpu_ref *ref);
 

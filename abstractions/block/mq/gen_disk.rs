@@ -333,6 +333,7 @@ impl<T: Operations> Disk<T> {
     /// Any context. The tag need not be trusted.
     pub(crate) fn request_by_tag(&self, unique_tag: u32) -> Option<ARef<Request<T>>> {
         let _tags_stay = self.keep_from_freezing()?;
+        let _requests_stay = self.keep_requests();
         let hw_queue = (unique_tag >> bindings::BLK_MQ_UNIQUE_TAG_BITS) as usize;
         let tag = unique_tag & bindings::BLK_MQ_UNIQUE_TAG_MASK;
         let set = self.tag_set();
@@ -351,19 +352,32 @@ impl<T: Operations> Disk<T> {
         if rq.is_null() {
             return None;
         }
-        // SAFETY: The request is of this set, and its memory stays while the queue cannot freeze.
+        // SAFETY: The request is of this set, and its memory stays while requests are kept.
         unsafe { Request::try_get(rq) }
     }
 
-    /// Keeps the queue from freezing, and so the tags and the requests behind them from being freed.
-    /// None, if the queue is frozen: then no request is in flight.
+    /// Keeps the memory of requests from being freed. That of an I/O scheduler's is freed when the
+    /// scheduler has changed, with the queue in use again; its tags' numbers may lead there until
+    /// then.
+    fn keep_requests(&self) -> impl Drop + '_ {
+        let set = self.tag_set();
+        // SAFETY: The set is initialised, and the disk keeps it.
+        let index = unsafe { extra::rnbd_helper_blk_mq_tags_lock(set) };
+        ScopeGuard::new(move || {
+            // SAFETY: As above; the index is from there.
+            unsafe { extra::rnbd_helper_blk_mq_tags_unlock(set, index) };
+        })
+    }
+
+    /// Keeps the queue from freezing, and so the set's tags from being freed. None, if the queue is
+    /// frozen: then no request is in flight.
     pub(super) fn keep_from_freezing(&self) -> Option<impl Drop + '_> {
         let counter = |queue: *mut bindings::request_queue| {
             // SAFETY: The counter is part of the queue, which the disk keeps.
             unsafe { &raw mut (*queue).q_usage_counter }
         };
         let queue = self.queue();
-        // SAFETY: The counter is initialised. Tags are freed only while the queue is frozen.
+        // SAFETY: The counter is initialised. The set's tags are freed only while the queue is frozen.
         if !unsafe { extra::rnbd_helper_percpu_ref_tryget(counter(queue)) } {
             return None;
         }

@@ -167,14 +167,13 @@ impl<T: Operations> Pdu<T> {
     ///
     /// # Safety
     ///
-    /// The data was initialised with [`Pdu::init`], and nobody looks at it any more.
+    /// The data was initialised with [`Pdu::init`], and nobody has a reference to the request.
     pub(super) unsafe fn exit(rq: *mut bindings::request) {
-        // SAFETY: By the safety requirement.
-        unsafe {
-            bindings::blk_mq_rq_to_pdu(rq)
-                .cast::<Self>()
-                .drop_in_place()
-        };
+        // SAFETY: The request is valid.
+        let pdu = unsafe { bindings::blk_mq_rq_to_pdu(rq) }.cast::<Self>();
+        // SAFETY: By the safety requirement. [`Request::try_get`] may still look at the count, which
+        // is zero and is left as it is.
+        unsafe { (&raw mut (*pdu).data).drop_in_place() };
     }
 }
 
@@ -225,11 +224,11 @@ impl<T: Operations> Request<T> {
     ///
     /// `rq` is a request of a tag set made for `T`, whose memory stays allocated for the call.
     pub(super) unsafe fn try_get(rq: *mut bindings::request) -> Option<ARef<Self>> {
-        // SAFETY: By the safety requirement.
-        let pdu = unsafe { Self::pdu_of(rq) };
-        let mut state = pdu.state.load(Relaxed);
+        // SAFETY: By the safety requirement. The rest may have been dropped: it is not looked at.
+        let count = unsafe { &(*bindings::blk_mq_rq_to_pdu(rq).cast::<Pdu<T>>()).state };
+        let mut state = count.load(Relaxed);
         while state & REFS != 0 {
-            match pdu.state.cmpxchg(state, state.wrapping_add(ONE_REF), Full) {
+            match count.cmpxchg(state, state.wrapping_add(ONE_REF), Full) {
                 // SAFETY: The count was not zero, so the request is the driver's; the reference
                 // that was just added goes to the `ARef`.
                 Ok(_) => return Some(unsafe { ARef::from_raw(NonNull::new(rq.cast())?) }),
