@@ -95,14 +95,18 @@ pub(super) fn send_goodbye(link: &Link) -> (usize, Result) {
         .send(&mut Kvec::source(&message), More::Ends, Wait::Never)
 }
 
-/// `NBD_CLEAR_SOCK`: ends the generation at once, and waits until it is gone. Sleeps; a signal
-/// stops the wait.
+/// `NBD_CLEAR_SOCK`: ends the generation at once, and waits until it is gone. Sleeps.
+///
+/// # Errors
+///
+/// `EINTR` if a signal stopped the wait. The call is not begun again: what it would end then may be
+/// the next generation.
 pub(super) fn clear(disk: &Disk<Device>) -> Result {
     let retired = disk
         .data()
         .change(|life| life.clear(&ProcessRef::current()));
     if stop(retired) {
-        disk.data().when_drained(|_| ())?;
+        disk.data().when_drained(|_| ()).map_err(|_| EINTR)?;
     }
     Ok(())
 }

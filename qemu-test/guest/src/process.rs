@@ -333,10 +333,10 @@ pub fn descendants(root: i32) -> Vec<(i32, String, char)> {
 
 extern "C" fn on_alarm(_: libc::c_int) {}
 
-/// SIGALRM to this process as often as that, with a handler: a wait that signals interrupt ends with EINTR. Where the time
-/// is short a slow machine does nothing else.
-pub fn alarm_storm(microseconds: libc::suseconds_t) -> Result<()> {
-    let action = SigAction::new(SigHandler::Handler(on_alarm), SaFlags::empty(), SigSet::empty());
+/// SIGALRM to this process as often as that, with a handler: a wait that signals interrupt ends with EINTR, or is begun
+/// again where `flags` say so. Where the time is short a slow machine does nothing else.
+pub fn alarm_storm(microseconds: libc::suseconds_t, flags: SaFlags) -> Result<()> {
+    let action = SigAction::new(SigHandler::Handler(on_alarm), flags, SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGALRM, &action) }?;
     let every = libc::timeval { tv_sec: 0, tv_usec: microseconds };

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::signal::SaFlags;
 use nix::sys::socket::{setsockopt, sockopt};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -215,7 +216,7 @@ fn signals(context: &Context, transport: Transport) -> Result<()> {
     let attachment = attach_by(socket)?;
     let mut writer = fork_child(&[], move |ready| {
         let direct = open_direct("/dev/nbd0")?;
-        alarm_storm(300)?;
+        alarm_storm(300, SaFlags::empty())?;
         for round in 0..rounds {
             let data = device::Buffer::filled(&random(round, LENGTH));
             let mut done = 0;

@@ -4,13 +4,14 @@
 
 use std::os::fd::AsRawFd;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
+use nix::sys::signal::SaFlags;
 
 use super::{Context, Test};
-use crate::attach::{Setup, attaches_again_by};
-use crate::blocked::{Blocked, stubborn_server};
-use crate::device::{Device, req, sysfs};
+use crate::attach::{Setup, attaches_again, attaches_again_by};
+use crate::blocked::{Blocked, silent_server, stubborn_server};
+use crate::device::{Device, req, sysfs, wait_idle};
 use crate::modules::Driver;
 use crate::process::{Child, alarm_storm, fork_child};
 use crate::server::{Export, Server, Transport};
@@ -22,6 +23,12 @@ pub const TESTS: &[Test] = &[
         .known_on_nbd(BUSY_ON_NBD),
     Test::new("draining.signal", "a signal ends that wait with EINTR, for each ioctl that waits", signal)
         .known_on_nbd(BUSY_ON_NBD),
+    Test::new(
+        "draining.clear_restarts_nothing",
+        "a signal ends NBD_CLEAR_SOCK's wait with EINTR, also where calls are restarted",
+        clear_restarts_nothing,
+    )
+    .known_on_nbd("it does not wait"),
 ];
 
 /// An attachment that ends, and what it waits for.
@@ -66,7 +73,7 @@ fn signal(context: &Context) -> Result<()> {
     let draining = Draining::new(context)?;
     let mut child = fork_child(&[fd], move |_| {
         let device = Device::open(0)?;
-        alarm_storm(5_000)?;
+        alarm_storm(5_000, SaFlags::empty())?;
         for (name, cmd, arg) in [
             ("NBD_SET_SOCK", req::SET_SOCK, fd as u64),
             ("NBD_SET_SIZE", req::SET_SIZE, 4096),
@@ -82,4 +89,31 @@ fn signal(context: &Context) -> Result<()> {
     drop(socket);
     let device = Device::open(0)?;
     attaches_again_by(&device).context("after that")
+}
+
+/// Begun again, the call could end the next attachment.
+fn clear_restarts_nothing(_: &Context) -> Result<()> {
+    // The wait is short: a signal may miss it.
+    for round in 1..=20 {
+        let server = silent_server()?;
+        let mut client = Setup::for_server(&server).attach_in_child(0, &server)?;
+        let reader = Blocked::read(&server)?;
+        let mut clearer = fork_child(&[], |ready| {
+            let device = Device::open(0)?;
+            alarm_storm(1_000, SaFlags::SA_RESTART)?;
+            let given = device.ioctl(req::CLEAR_SOCK, 0);
+            ready.tell(if given == Err(Errno::EINTR) { "EINTR" } else { "another" })
+        })?;
+        let said = clearer.next_line()?;
+        clearer.success()?;
+        reader.fails("NBD_CLEAR_SOCK")?;
+        client.wait()?;
+        server.wait_closed()?;
+        wait_idle(0)?;
+        if said == "EINTR" {
+            println!("in round {round}");
+            return attaches_again();
+        }
+    }
+    bail!("no call of 20 gave EINTR")
 }

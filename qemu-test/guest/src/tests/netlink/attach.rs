@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::errno::Errno;
+use nix::sys::signal::SaFlags;
 
 use super::attached::{self, Attached};
 use super::{connected, ok};
@@ -152,7 +153,7 @@ fn draining_signal(_: &Context) -> Result<()> {
     Device::open(0)?.ioctl(req::DISCONNECT, 0)?;
     let mut child = fork_child(&fds, |_| {
         let client = Client::open()?;
-        alarm_storm(20_000)?;
+        alarm_storm(20_000, SaFlags::empty())?;
         let connected = client.connect(Some(0), 1 << 20, &fds, &[])?.map(drop);
         let disconnected = client.disconnect(0)?;
         for (what, answer) in [("CONNECT", connected), ("DISCONNECT", disconnected)] {
