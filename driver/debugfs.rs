@@ -56,7 +56,7 @@ impl DeviceFiles {
 }
 
 fn config(disk: &Disk<Device>) -> Config {
-    match disk.data().setup.lock().phase() {
+    match disk.data().lock_setup().phase() {
         Phase::Setup(setup) => setup.config,
         Phase::Running { config, .. } => *config,
         Phase::Draining { config, .. } => *config,
@@ -98,7 +98,7 @@ fn flags(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// The connections of the newest generation, without the setup lock held any longer.
 fn connections_of(disk: &Disk<Device>) -> KVec<ConnectionRef> {
-    let life = disk.data().setup.lock();
+    let life = disk.data().lock_setup();
     let connections = match life.phase() {
         Phase::Idle | Phase::Gone => return KVec::new(),
         Phase::Setup(setup) => &setup.connections.0,

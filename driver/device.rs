@@ -8,6 +8,7 @@ use super::{
 use crate::{
     abstractions::{
         block::mq::{Disk, OpenMode, Opened, Operations, Request, Timeout},
+        memalloc::NoIo,
         pid,
         ratelimit::RateLimit,
         trace,
@@ -17,12 +18,13 @@ use crate::{
         setup::Phase,
     },
 };
+use core::ops::{Deref, DerefMut};
 use kernel::{
     fmt, new_condvar, new_mutex,
     prelude::*,
     sync::{
         atomic::{Acquire, Atomic, Full, Relaxed, Release},
-        CondVar, Mutex,
+        CondVar, Mutex, MutexGuard,
     },
 };
 
@@ -36,7 +38,7 @@ pub(crate) struct Device {
     pub(super) index: u32,
     /// The setup lock (invariant G1).
     #[pin]
-    pub(super) setup: Mutex<Lifecycle>,
+    setup: Mutex<Lifecycle>,
     /// The phase, under the setup lock, has changed.
     #[pin]
     phase_changed: CondVar,
@@ -82,6 +84,27 @@ impl fmt::Display for Trouble {
                 "generation {generation}: the task in NBD_DO_IT got a signal"
             ),
         }
+    }
+}
+
+/// The setup lock, held. What is allocated meanwhile does not wait for I/O: that could be this
+/// device's, and whoever would end it waits for the lock.
+pub(super) struct SetupGuard<'a> {
+    life: MutexGuard<'a, Lifecycle>,
+    _no_io: NoIo,
+}
+
+impl Deref for SetupGuard<'_> {
+    type Target = Lifecycle;
+
+    fn deref(&self) -> &Lifecycle {
+        &self.life
+    }
+}
+
+impl DerefMut for SetupGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Lifecycle {
+        &mut self.life
     }
 }
 
@@ -134,12 +157,21 @@ impl Device {
         *self.trouble.lock()
     }
 
+    /// Takes the setup lock. Sleeps.
+    pub(super) fn lock_setup(&self) -> SetupGuard<'_> {
+        let no_io = NoIo::enter();
+        SetupGuard {
+            life: self.setup.lock(),
+            _no_io: no_io,
+        }
+    }
+
     /// Runs `step` under the setup lock, once no generation drains any more. Sleeps; a signal
     /// stops the wait with `ERESTARTSYS`. Draining is bounded, and so is the wait.
     pub(super) fn when_drained<R>(&self, step: impl FnOnce(&mut Lifecycle) -> R) -> Result<R> {
-        let mut life = self.setup.lock();
+        let mut life = self.lock_setup();
         while matches!(life.phase(), Phase::Draining { .. }) {
-            if self.phase_changed.wait_interruptible(&mut life) {
+            if self.phase_changed.wait_interruptible(&mut life.life) {
                 return Err(ERESTARTSYS);
             }
         }
@@ -148,7 +180,7 @@ impl Device {
 
     /// Runs `step` under the setup lock. May sleep.
     pub(super) fn change<R>(&self, step: impl FnOnce(&mut Lifecycle) -> R) -> R {
-        self.observed(&mut self.setup.lock(), step)
+        self.observed(&mut self.lock_setup(), step)
     }
 
     /// Runs `step`, and tells those who wait and those who watch if the phase has changed by it.

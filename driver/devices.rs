@@ -178,7 +178,7 @@ impl Devices {
             let Place::Present(entry) = place else {
                 continue;
             };
-            let is_idle = matches!(entry.disk().data().setup.lock().phase(), Phase::Idle);
+            let is_idle = matches!(entry.disk().data().lock_setup().phase(), Phase::Idle);
             if index < from || !is_idle {
                 continue;
             }

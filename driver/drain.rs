@@ -80,7 +80,7 @@ pub(super) fn run(
 ) -> Option<EndReason> {
     let device = disk.data();
     debug_assert!(matches!(
-        device.setup.lock().phase(),
+        device.lock_setup().phase(),
         Phase::Draining { .. }
     ));
     let mut presence = attachment.presence.lock().close();
@@ -121,7 +121,7 @@ pub(super) fn run(
 /// Whether the device goes with the generation that drains.
 fn is_last(device: &Device) -> bool {
     matches!(
-        device.setup.lock().phase(),
+        device.lock_setup().phase(),
         Phase::Draining { config, .. } if config.destroy_on_disconnect
     )
 }

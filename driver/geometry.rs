@@ -30,7 +30,7 @@ fn set_limits(limits: &mut QueueLimits, flags: TransmissionFlags) {
 
 /// The running generation's configuration, if it still is `attachment`'s.
 fn current_config(disk: &Disk<Device>, attachment: &Attachment) -> Option<Config> {
-    match disk.data().setup.lock().phase() {
+    match disk.data().lock_setup().phase() {
         Phase::Running {
             config,
             attachment: current,
@@ -58,7 +58,7 @@ pub(super) fn apply(disk: &Disk<Device>, attachment: &Attachment) -> Result {
 
 /// Tells the disk the export's size alone, for which no request needs to be waited for. Sleeps.
 pub(super) fn apply_size(disk: &Disk<Device>, attachment: &Attachment) {
-    let life = disk.data().setup.lock();
+    let life = disk.data().lock_setup();
     let Phase::Running {
         config,
         attachment: current,

@@ -66,7 +66,7 @@ impl Explained {
     pub(super) fn new(disk: &Disk<Device>, refusal: Refusal) -> Self {
         let who = match refusal {
             Refusal::Owned | Refusal::Running | Refusal::Netlink => {
-                let life = disk.data().setup.lock();
+                let life = disk.data().lock_setup();
                 life.owner()
                     .map(|owner| CString::try_from_fmt(fmt!("{owner}")))
             }

@@ -36,7 +36,7 @@ impl Attribute<Device> for Backend {
     const NAME: &'static CStr = c"backend";
 
     fn show(disk: &Disk<Device>, to: &mut Formatter<'_>) -> Result {
-        let life = disk.data().setup.lock();
+        let life = disk.data().lock_setup();
         let backend = attachment(&life).and_then(|running| running.keeper.backend());
         match core::str::from_utf8(backend.unwrap_or_default()) {
             Ok(text) => put(to, fmt!("{text}")),
@@ -78,7 +78,7 @@ macro_rules! attributes {
             const NAME: &'static CStr = $file;
 
             fn show(disk: &Disk<Device>, $to: &mut Formatter<'_>) -> Result {
-                let $life = &*disk.data().setup.lock();
+                let $life = &*disk.data().lock_setup();
                 $show
             }
         }

@@ -77,7 +77,7 @@ fn running(info: &Request<'_>, disk: &Disk<Device>) -> Result<(AttachmentRef, Co
         attachment,
         config,
         ..
-    } = disk.data().setup.lock().phase()
+    } = disk.data().lock_setup().phase()
     {
         return Ok((attachment.clone(), *config));
     }

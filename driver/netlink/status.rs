@@ -70,7 +70,7 @@ fn fill(reply: &mut Message, devices: &Devices, index: u32) -> Result {
 fn put(list: &mut Nest<'_>, disk: &Disk<Device>) -> Result {
     let device = disk.data();
     // nbd.ko also counts a device as connected that is open and nothing else.
-    let connected = !matches!(device.setup.lock().phase(), Phase::Idle);
+    let connected = !matches!(device.lock_setup().phase(), Phase::Idle);
     let mut item = list.nest_unmarked(device::ITEM)?;
     item.put_u32(device::INDEX, device.index)?;
     item.put_u8(device::CONNECTED, connected.into())?;
