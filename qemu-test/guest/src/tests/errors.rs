@@ -33,8 +33,12 @@ pub const TESTS: &[Test] = &[
     Test::new(
         "errors.no_timeout",
         "without a time-out a request that takes long is said in the log, and waits",
-        no_timeout,
+        |context| no_timeout(context, 1),
     ),
+    Test::new("errors.no_timeout_many", "the same on one of two connections, which lives on", |context| {
+        no_timeout(context, 2)
+    })
+    .known_on_nbd("the connection is dropped, and the request sent on the other"),
     Test::new("errors.buffered", "a refused write-back shows at fsync, a refused read at read", buffered),
     Test::new("errors.some_of_many", "of many requests at once only the refused ones fail", some_of_many),
     Test::new("errors.beyond_server", "an export smaller than the device says so by errors", beyond_server),
@@ -169,10 +173,11 @@ fn not_supported(_: &Context) -> Result<()> {
     Ok(())
 }
 
-fn no_timeout(context: &Context) -> Result<()> {
+fn no_timeout(context: &Context, connections: usize) -> Result<()> {
     let server = silent_server()?;
     let device = Device::open(0)?;
-    let attachment = Setup::for_server(&server).timeout(0).attach(&device, &server)?;
+    let attachment =
+        Setup::for_server(&server).timeout(0).connections(connections).attach(&device, &server)?;
     let mut log = Log::from_now()?;
     // The block layer's own bound: a request is looked at after this time, and again. It is 30 s at first.
     std::fs::write(sysfs_path(0, "queue/io_timeout"), "300").context("queue/io_timeout")?;
@@ -183,7 +188,7 @@ fn no_timeout(context: &Context) -> Result<()> {
         lines.iter().any(|line| line.to_lowercase().contains("possible stuck request"))
     })?;
     ensure!(read.waits(), "the request was ended");
-    ensure!(server.open_connections() == 1, "the connection was dropped");
+    ensure!(server.open_connections() == connections, "the connection was dropped");
     round_trip(&open_direct("/dev/nbd0")?, 0, &[4; 4096]).context("while another request waits")?;
     let told = lines.iter().filter(|line| line.contains("ossible stuck")).count();
     println!("told {told} times");
