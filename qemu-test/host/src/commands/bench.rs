@@ -107,9 +107,10 @@ impl BenchArgs {
 
     fn job(&self, boot: Boot) -> String {
         let extent = match (self.quick, boot) {
-            (false, _) => "full",
             // What takes long, and is told less exactly, is measured less, unless it is all that is asked for.
+            (false, Boot::Time) if !self.time => "quick",
             (true, Boot::Time) if !self.time => "few",
+            (false, _) => "full",
             (true, _) => "quick",
         };
         let rounds = self.rounds.unwrap_or(match (self.quick, boot.measure()) {
