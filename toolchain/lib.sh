@@ -97,12 +97,13 @@ step() {
 		tail -n 25 -- "$log" | sed 's/^/  | /' >&2
 		return "$status"
 	fi
-	printf '  %-58s %6.1f s\n' "$text" "$(elapsed_since "$start")" >&2
+	printf '  %-58s %6s s\n' "$text" "$(elapsed_since "$start")" >&2
 }
 
+# Seconds since then. Not for printf's %f, which takes the locale's comma alone.
 elapsed_since() {
 	local us=$((${EPOCHREALTIME/[.,]/} - ${1/[.,]/}))
-	printf '%d.%06d' $((us / 1000000)) $((us % 1000000))
+	printf '%d.%d' $((us / 1000000)) $((us / 100000 % 10))
 }
 
 # with_lock NAME CMD...: one run at a time for whoever shares this cache.
