@@ -14,6 +14,14 @@
 
 use kernel::prelude::*;
 
+#[deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 mod abstractions;
 mod bindings;
 // Nothing that user space or a server sends may lead to a panic.

@@ -45,7 +45,9 @@ pub(crate) struct TableEntry(pub(crate) bindings::kernel_param);
 // SAFETY: The module loader alone uses it, under its own lock.
 unsafe impl Sync for TableEntry {}
 
-/// Bytes for the module's information section.
+/// Bytes for the module's information section. For constants: panics, which fails the build there, if
+/// the text is shorter.
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 pub(crate) const fn bytes_of<const N: usize>(text: &str) -> [u8; N] {
     let mut bytes = [0; N];
     let from = text.as_bytes();

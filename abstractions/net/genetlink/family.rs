@@ -158,6 +158,7 @@ unsafe impl<D: ForeignOwnable + Send + Sync> Sync for Family<D> {}
 impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
     /// Makes a family, for a static. Panics, which fails the build there, if the declaration is
     /// none that can be registered.
+    #[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
     pub(crate) const fn new(declaration: Declaration<D>) -> Self {
         let name = declaration.name.to_bytes_with_nul();
         let Declaration {

@@ -93,6 +93,7 @@ impl<const N: usize> Policies<N> {
     ///
     /// For constants: panics, which fails the build there, if the number is 0 or not below `N`.
     #[must_use]
+    #[allow(clippy::indexing_slicing)]
     pub(crate) const fn with(mut self, number: u16, policy: Policy) -> Self {
         assert!(number != 0, "0 is no attribute");
         self.0[number as usize] = policy;
@@ -106,8 +107,8 @@ impl<const N: usize> Policies<N> {
 
     /// The highest attribute's number.
     pub(super) const fn max_attribute(&self) -> u16 {
-        // `new` has seen to it that this fits.
-        (N - 1) as u16
+        // `new` has seen to it that this fits, and that `N` is not 0.
+        N.saturating_sub(1) as u16
     }
 
     pub(super) const fn as_ptr(&self) -> *const bindings::nla_policy {
