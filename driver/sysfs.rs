@@ -86,7 +86,7 @@ macro_rules! attributes {
 }
 
 attributes! {
-    /// `state`: the phase of the newest generation: idle, setup, running or draining.
+    /// `state`: the phase of the newest generation: idle, setup, running, draining, gone.
     State(c"state") = |life, to| put(to, fmt!("{}", life.phase().name()));
     /// `generation`: its number; 0 before the first.
     Generation(c"generation") = |life, to| put(to, fmt!("{}", life.generation()));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Phases, owner and socket array (`protocol/setup.rs`), with real processes as owners.
+//! Phases, owner and socket array (`protocol/setup/`), with real processes as owners.
 
 use super::fixture::{Census, Counted, Process};
 use crate::{
