@@ -216,7 +216,7 @@ fn signals(context: &Context, transport: Transport) -> Result<()> {
     let attachment = attach_by(socket)?;
     let mut writer = fork_child(&[], move |ready| {
         let direct = open_direct("/dev/nbd0")?;
-        alarm_storm(300, SaFlags::empty())?;
+        alarm_storm(1_000, SaFlags::empty())?;
         for round in 0..rounds {
             let data = device::Buffer::filled(&random(round, LENGTH));
             let mut done = 0;

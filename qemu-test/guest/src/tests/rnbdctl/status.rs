@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Detached, Run, Served, ctl, diagnosis, json, says};
 use crate::attach::{Setup, with_attached};
-use crate::blocked::{Blocked, silent_server};
+use crate::blocked::{Blocked, stubborn_server};
 use crate::device::{Device, node, req, wait_idle};
 use crate::modules::Driver;
 use crate::mounted::{Mounted, mkfs_ext4};
@@ -156,7 +156,7 @@ fn setup(context: &Context) -> Result<()> {
 
 fn requests(context: &Context) -> Result<()> {
     ours_only(context)?;
-    let server = silent_server()?;
+    let server = stubborn_server()?;
     let device = Device::open(0)?;
     let setup = Setup::for_server(&server).connections(3).transport(Transport::Tcp4);
     let attachment = setup.attach(&device, &server)?;
