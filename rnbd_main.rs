@@ -12,41 +12,28 @@
 //!
 //! * `kunit`: tests of the above that run in a kernel that has KUnit, and are not there in others.
 
+// Nothing that user space or a server sends may lead to a panic.
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+
 use kernel::prelude::*;
 
-#[deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unreachable,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
 mod abstractions;
 mod bindings;
-// Nothing that user space or a server sends may lead to a panic.
-#[deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unreachable,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
 #[forbid(unsafe_code)]
 mod driver;
+// A test may panic: so it fails.
+#[allow(clippy::restriction)]
 #[cfg(CONFIG_KUNIT = "y")]
 mod kunit;
 // A crate of its own on the host: what is public there may be unused here.
 #[allow(dead_code, unreachable_pub)]
-#[deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unreachable,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
 #[forbid(unsafe_code)]
 mod protocol;
 
