@@ -57,9 +57,9 @@ pub(crate) struct Attachment {
     timed_out: Atomic<bool>,
     /// Bounds what servers can make the log say.
     pub(super) said: RateLimit,
-    /// When a connection died last.
+    /// Since when requests have waited for a connection, as none is left.
     #[pin]
-    lost: SpinLock<Option<Instant<Monotonic>>>,
+    waits: SpinLock<Option<Instant<Monotonic>>>,
     /// What it has in the system. Held while connections get other links.
     #[pin]
     pub(super) presence: Mutex<Presence>,
@@ -106,7 +106,7 @@ impl Attachment {
                 draining: Atomic::new(false),
                 timed_out: Atomic::new(false),
                 said: RateLimit::new(),
-                lost <- new_spinlock!(None, "rnbd::lost"),
+                waits <- new_spinlock!(None, "rnbd::waits"),
                 presence <- new_mutex!(Presence::default(), "rnbd::presence"),
                 end <- new_mutex!(End::default(), "rnbd::end"),
                 end_changed <- new_condvar!("rnbd::end_changed"),
@@ -215,8 +215,8 @@ impl Attachment {
 
     /// Counts a connection that has nothing left to send on. Returns how many others there are.
     pub(super) fn count_lost(&self) -> u32 {
-        // First: whoever finds none left must find since when.
-        *self.lost.lock() = Some(Instant::now());
+        // First: whoever finds none left waits for this one, not for one that was lost earlier.
+        *self.waits.lock() = None;
         self.live.fetch_sub(1, Full).saturating_sub(1)
     }
 
@@ -247,14 +247,15 @@ impl Attachment {
         }
     }
 
-    /// Whether requests wait for a new connection, since all are dead.
+    /// Whether a request waits for a new connection, since all are dead. The time that this may take
+    /// runs from the first one that does; when that has waited in vain, all fail at once.
     fn awaits_connection(&self) -> bool {
         let seconds = self.dead_conn_timeout.load(Relaxed);
-        let since = *self.lost.lock();
-        seconds > 0
-            && since.is_some_and(|since| {
-                since.elapsed().as_millis() < i64::from(seconds).saturating_mul(1000)
-            })
+        if seconds == 0 {
+            return false;
+        }
+        let since = *self.waits.lock().get_or_insert_with(Instant::now);
+        since.elapsed().as_millis() < i64::from(seconds).saturating_mul(1000)
     }
 
     /// What becomes of a request that its connection could not serve: it goes to another if there

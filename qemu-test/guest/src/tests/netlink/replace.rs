@@ -38,6 +38,7 @@ pub const TESTS: &[Test] = &[
         "requests that wait for a connection fail when their time is over",
         dead_conn_timeout,
     ),
+    Test::new("netlink.dead_conn_idle", "it counts from the first request that waits", dead_conn_idle),
     Test::new("netlink.no_dead_conn_timeout", "without that time they fail at once", no_dead_conn_timeout)
         .known_on_nbd("what was sent on the only connection waits for an answer for ever"),
     Test::new("netlink.handover", "a live connection is handed over; what is not taken is told", handover),
@@ -149,6 +150,24 @@ fn dead_conn_timeout(_: &Context) -> Result<()> {
     ensure!(connected(&device.client, 0)?, "the device is detached; it waits for RECONFIGURE");
     ok(device.offer(&server, 1, &[])?)?;
     round_trip(&direct, 0, &[1; 4096]).context("after a late reconnect")?;
+    device.disconnect()
+}
+
+fn dead_conn_idle(_: &Context) -> Result<()> {
+    let server = server(1 << 20)?;
+    let device = Attached::new(&server, 1, &[seconds(attr::DEAD_CONN_TIMEOUT, 10)])?;
+    let direct = open_direct("/dev/nbd0")?;
+    round_trip(&direct, 0, &[3; 4096])?;
+    server.close();
+    device.wait_live(0)?;
+    // Longer than a request may wait.
+    std::thread::sleep(Duration::from_secs(11));
+    let reader = std::thread::spawn(move || read_direct(&direct, 0, 4096));
+    std::thread::sleep(Duration::from_millis(300));
+    ensure!(!reader.is_finished(), "a read long after the death did not wait for a connection");
+    ok(device.offer(&server, 1, &[])?)?;
+    let data = reader.join().map_err(|_| anyhow!("the reader panicked"))??;
+    ensure!(*data == [3; 4096], "the reader got other data");
     device.disconnect()
 }
 
