@@ -148,14 +148,21 @@ impl<T: Operations> Disk<T> {
 impl<T: Operations> Claim<'_, T> {
     /// Tells the block layer that another medium is in the device: whatever the page cache holds
     /// of the old one is dropped, written or not, also where it is mapped, and the disk's sequence
-    /// number moves. Takes the disk's open lock; sleeps, but for no I/O of dirty data.
+    /// number moves. That write-back to the old one failed is told to those alone who have it open.
+    /// Takes the disk's open lock; sleeps, but for no I/O of dirty data.
     pub(crate) fn change_medium(&self) {
         self.disk.for_each_bdev(|bdev| {
+            let mut since = 0;
             // SAFETY: `for_each_bdev` passes a valid block device, with its page cache. With the
-            // claim, no filesystem's buffers are among the pages that go.
+            // claim, no filesystem's buffers are among the pages that go. The error is an atomic
+            // word of the page cache; who opens the disk takes one that was seen for an old one.
             unsafe {
                 bindings::invalidate_bdev(bdev);
                 bindings::truncate_inode_pages((*bdev).bd_mapping, 0);
+                bindings::errseq_check_and_advance(
+                    &raw mut (*(*bdev).bd_mapping).wb_err,
+                    &mut since,
+                );
             }
         });
         // SAFETY: The disk is valid; nobody who would be told that it died has claimed it.

@@ -2,6 +2,7 @@
 //! CONNECT and DISCONNECT, and what is told of connections that die.
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -37,6 +38,13 @@ pub const TESTS: &[Test] = &[
     )
     .limit(120)
     .known_on_nbd("EBUSY, and no word of who has the device"),
+    Test::new(
+        "netlink.old_errors",
+        "a write-back that failed, and was told to nobody, is no error of the next attachment",
+        old_errors,
+    ),
+    Test::new("netlink.old_errors_held", "it is told to who had the device open then", old_errors_held)
+        .known_on_nbd("EBUSY for as long as anybody has it open"),
     Test::new(
         "netlink.draining_signal",
         "CONNECT and DISCONNECT wait for the end of the last attachment, and a signal ends that with EBUSY",
@@ -140,6 +148,52 @@ fn claimed(context: &Context) -> Result<()> {
     mounted.unmount()?;
     let device = Attached::new(&other, 1, &[]).context("after umount")?;
     device.works()?;
+    device.detach()
+}
+
+/// Writes pages of the page cache; whether they can be written back is another matter.
+fn write_pages(opener: &Device) -> Result<()> {
+    Ok(opener.file().write_all_at(&[0xe1; 64 << 10], 0)?)
+}
+
+fn old_errors(_: &Context) -> Result<()> {
+    let [old, new] = [(); 2].map(|()| Export::memory(1 << 20).map(Server::new));
+    let (old, new) = (old?, new?);
+    let device = Attached::new(&old, 1, &[])?;
+    let opener = Device::open(0)?;
+    old.close();
+    device.wait_live(0)?;
+    write_pages(&opener)?;
+    // The last one to close it writes them back, in vain.
+    drop(opener);
+    device.detach()?;
+    let device = Attached::new(&new, 1, &[])?;
+    let opener = Device::open(0)?;
+    write_pages(&opener)?;
+    opener.file().sync_all().context("fsync told of what the server before had failed")?;
+    ensure!(new.export().read(0, 4096)? == [0xe1; 4096], "what was written is not there");
+    drop(opener);
+    device.detach()
+}
+
+fn old_errors_held(_: &Context) -> Result<()> {
+    let [old, new] = [(); 2].map(|()| Export::memory(1 << 20).map(Server::new));
+    let (old, new) = (old?, new?);
+    let device = Attached::new(&old, 1, &[])?;
+    let (holder, writer) = (Device::open(0)?, Device::open(0)?);
+    old.close();
+    device.wait_live(0)?;
+    write_pages(&writer)?;
+    ensure!(writer.file().sync_all().is_err(), "fsync without a server succeeded");
+    drop(writer);
+    device.disconnect()?;
+    let device = Attached::new(&new, 1, &[])?;
+    ensure!(holder.file().sync_all().is_err(), "a holder was not told that a write-back failed");
+    let later = Device::open(0)?;
+    write_pages(&later)?;
+    later.file().sync_all().context("fsync of one who came later")?;
+    holder.file().sync_all().context("the holder was told before")?;
+    drop((holder, later));
     device.detach()
 }
 
