@@ -88,6 +88,8 @@ pub(super) fn apply_timeout(disk: &Disk<Device>, attachment: &Attachment, second
 
 /// Empties the disk of a generation that has ended. Sleeps; no lock may be held.
 pub(super) fn clear(disk: &Disk<Device>, opened: Opened) {
+    // As above: whoever opens it takes the partitions away.
+    need_partition_scan(disk);
     disk.set_capacity_and_notify(0);
     match disk.claim(opened) {
         Ok(claim) => claim.change_medium(),
