@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -14,7 +15,7 @@ use super::{found, ok, reply_of_free};
 use crate::modules::Driver;
 use crate::netlink::{Answer, Client, Family, Message, NlaType, Operation, attr, command};
 use crate::process::{fork_child, wait_for};
-use crate::tests::{Checks, Context, Test};
+use crate::tests::{Checks, Context, Test, skip};
 
 pub const TESTS: &[Test] = &[
     Test::new("netlink.family", "the family has nbd.ko's version, group, attributes and their types", family)
@@ -122,6 +123,9 @@ fn unprivileged(_: &Context) -> Result<()> {
 }
 
 fn namespaces(_: &Context) -> Result<()> {
+    if ["net", "user"].iter().any(|kind| !Path::new("/proc/self/ns").join(kind).exists()) {
+        return skip("the kernel has no network or no user namespaces");
+    }
     let family = found()?;
     let mut child = fork_child(&[], |_| {
         unshare(CloneFlags::CLONE_NEWNET).context("a network namespace")?;
