@@ -128,8 +128,8 @@ impl Outbox {
 }
 
 /// Whether requests come alone. A guess, by what the sender has met: who submits one request after
-/// the other, and each after an answer to an earlier one, does best to send by himself; who has many
-/// to submit does best to leave them, and both look the same when the server is faster than he.
+/// the other, and each after the answer to the last, does best to send by himself; who has many to
+/// submit does best to leave them, and both look the same when the server is faster than he.
 struct Company {
     /// How many requests in a row were alone.
     alone: Atomic<u32>,

@@ -2,7 +2,7 @@
 
 //! Who sends what submitters leave to be sent: a thread for each connection.
 //!
-//! A submitter sends by itself when requests come alone: nothing is faster. Otherwise it leaves
+//! A submitter sends by itself when the server owes no answer: nothing is faster. Otherwise it leaves
 //! the request to this thread, and goes on. By the time that the thread gets a processor there may be
 //! more, which then goes out at once; the server answers it at once, and so on.
 

@@ -133,10 +133,11 @@ fn try_submit(
     let is_own = own.is_some_and(|own| own.index == connection.index);
     // Elsewhere it does not wait for others: those may go to their own connection again.
     if last || !is_own {
-        // Where others are likely to join it, it waits for the sender. Else nobody is as fast as we.
+        // With answers under way it can wait for the sender, and others with it. Else nobody is as
+        // fast as we.
         let free = connection.tx.try_lock();
-        let alone = free.filter(|_| !connection.outbox.expects_company());
-        if let Some(mut tx) = alone {
+        let idle = free.filter(|tx| tx.link.is_quiet() && !connection.outbox.expects_company());
+        if let Some(mut tx) = idle {
             send_waiting(connection, &mut tx);
         } else {
             connection.outbox.commit();
