@@ -2,16 +2,12 @@
 
 //! The devices there are: made with the module, made for netlink, and removed.
 
-use super::{debugfs::DeviceFiles, device::Device, params::Params, sysfs};
-use crate::{
-    abstractions::{
-        block::mq::{Disk, DiskBuilder, GenDisk, QueueLimits},
-        workqueue::Workqueue,
-    },
-    protocol::setup::Phase,
+use super::{
+    device::{maker::Maker, Device},
+    show::debugfs::DeviceFiles,
 };
+use crate::{abstractions::workqueue::Workqueue, protocol::setup::Phase};
 use kernel::{
-    bindings,
     debugfs::Dir,
     new_condvar, new_mutex,
     prelude::*,
@@ -20,20 +16,10 @@ use kernel::{
     sync::{Arc, CondVar, Mutex},
 };
 
-/// Requests that a hardware queue takes.
-pub(super) const QUEUE_DEPTH: u32 = 128;
-
-/// Largest request: 32 MiB, which is what servers must take at least, in sectors.
-const MAX_HW_SECTORS: u32 = 65536;
-
-/// Size of request that suits a network, in bytes.
-const IO_OPT: u32 = 128 << 10;
-
 /// The devices there are.
 #[pin_data]
-pub(super) struct Devices {
-    module: &'static ThisModule,
-    params: Params,
+pub(crate) struct Devices {
+    maker: Maker,
     debugfs: Dir,
     keepers: Arc<Workqueue>,
     #[pin]
@@ -52,16 +38,25 @@ enum Place {
 }
 
 /// One device, in the system until this is dropped.
-pub(super) struct Entry {
+pub(crate) struct Entry {
     _files: DeviceFiles,
-    disk: GenDisk<Device>,
+    device: InSystem,
     // Last: when the disk is gone, its number can be used again.
     _place: TakenPlace,
 }
 
 impl Entry {
-    pub(super) fn disk(&self) -> &Disk<Device> {
-        &self.disk
+    pub(crate) fn device(&self) -> &Arc<Device> {
+        &self.device.0
+    }
+}
+
+/// A device that has its disk in the system until this is dropped.
+struct InSystem(Arc<Device>);
+
+impl Drop for InSystem {
+    fn drop(&mut self) {
+        self.0.remove_disk();
     }
 }
 
@@ -81,16 +76,10 @@ impl Drop for TakenPlace {
 
 impl Devices {
     /// No devices yet. Those that are attached by netlink are ended on `keepers`.
-    pub(super) fn new(
-        module: &'static ThisModule,
-        params: Params,
-        debugfs: Dir,
-        keepers: Arc<Workqueue>,
-    ) -> Result<Arc<Self>> {
+    pub(crate) fn new(maker: Maker, debugfs: Dir, keepers: Arc<Workqueue>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                module,
-                params,
+                maker,
                 debugfs,
                 keepers,
                 table <- new_mutex!(RBTree::new(), "rnbd::devices"),
@@ -100,36 +89,36 @@ impl Devices {
         )
     }
 
-    pub(super) fn module(&self) -> &'static ThisModule {
-        self.module
+    pub(crate) fn module(&self) -> &'static ThisModule {
+        self.maker.module
     }
 
     /// Where devices that are attached by netlink are ended.
-    pub(super) fn keepers(&self) -> &Workqueue {
+    pub(crate) fn keepers(&self) -> &Workqueue {
         &self.keepers
     }
 
     /// How many there are. For an estimate: it may have changed when this returns.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.table.lock().values().count()
     }
 
     /// Calls `visit` for each device, by their numbers, until it fails. The table's lock is held:
     /// devices neither come nor go.
-    pub(super) fn try_for_each<E>(
+    pub(crate) fn try_for_each<E>(
         &self,
-        mut visit: impl FnMut(&Disk<Device>) -> Result<(), E>,
+        mut visit: impl FnMut(&Device) -> Result<(), E>,
     ) -> Result<(), E> {
         for place in self.table.lock().values() {
             if let Place::Present(entry) = place {
-                visit(entry.disk())?;
+                visit(entry.device())?;
             }
         }
         Ok(())
     }
 
     /// The device with this number.
-    pub(super) fn find(&self, index: u32) -> Option<Arc<Entry>> {
+    pub(crate) fn find(&self, index: u32) -> Option<Arc<Entry>> {
         match self.table.lock().get(&index) {
             Some(Place::Present(entry)) => Some(entry.clone()),
             _ => None,
@@ -137,13 +126,13 @@ impl Devices {
     }
 
     /// How many there can be: their numbers are below that.
-    pub(super) fn most(&self) -> u32 {
-        self.params.most_devices()
+    pub(crate) fn most(&self) -> u32 {
+        self.maker.params.most_devices()
     }
 
     /// The device with this number, which is made if it is not there. Sleeps; a signal stops the
     /// wait for one that is being made or removed, with `EINTR`.
-    pub(super) fn find_or_add(this: &Arc<Self>, index: u32, hw_queues: u32) -> Result<Arc<Entry>> {
+    pub(crate) fn find_or_add(this: &Arc<Self>, index: u32, hw_queues: u32) -> Result<Arc<Entry>> {
         let mut table = this.table.lock();
         loop {
             match table.get(&index) {
@@ -163,7 +152,7 @@ impl Devices {
 
     /// The first device from number `from` on that nobody uses, or else a new one, or else the
     /// first that is free but open. None, if there is no such device.
-    pub(super) fn first_free(
+    pub(crate) fn first_free(
         this: &Arc<Self>,
         from: u32,
         hw_queues: u32,
@@ -178,11 +167,12 @@ impl Devices {
             let Place::Present(entry) = place else {
                 continue;
             };
-            let is_idle = matches!(entry.disk().data().lock_setup().phase(), Phase::Idle);
+            let device = entry.device();
+            let is_idle = matches!(device.lock_setup().phase(), Phase::Idle);
             if index < from || !is_idle {
                 continue;
             }
-            if entry.disk().openers() == 0 {
+            if device.disk().is_none_or(|disk| disk.openers() == 0) {
                 return Ok(Some(entry.clone()));
             }
             open = open.or_else(|| Some(entry.clone()));
@@ -196,9 +186,9 @@ impl Devices {
     }
 
     /// Makes the devices that the module comes with.
-    pub(super) fn add_initial(this: &Arc<Self>) -> Result {
-        for index in 0..this.params.devices {
-            Self::find_or_add(this, index, this.params.hw_queues)?;
+    pub(crate) fn add_initial(this: &Arc<Self>) -> Result {
+        for index in 0..this.maker.params.devices {
+            Self::find_or_add(this, index, this.maker.params.hw_queues)?;
         }
         Ok(())
     }
@@ -210,10 +200,12 @@ impl Devices {
             index,
         };
         let name = CString::try_from_fmt(fmt!("nbd{index}"))?;
-        let disk = this.add_disk(index, hw_queues)?;
+        let device = Device::new(index, this.maker)?;
+        let files = DeviceFiles::create(&this.debugfs, &name, &device)?;
+        Device::add_disk(&device, hw_queues)?;
         let entry = Entry {
-            _files: DeviceFiles::create(&this.debugfs, &name, &disk)?,
-            disk,
+            _files: files,
+            device: InSystem(device),
             _place: place,
         };
         let entry = Arc::new(entry, GFP_KERNEL)?;
@@ -224,35 +216,9 @@ impl Devices {
         Ok(entry)
     }
 
-    fn add_disk(&self, index: u32, hw_queues: u32) -> Result<GenDisk<Device>> {
-        let mut limits = QueueLimits::new();
-        limits
-            .max_hw_sectors(MAX_HW_SECTORS)
-            .io_opt(IO_OPT)
-            .max_segments(u16::MAX);
-        DiskBuilder {
-            major: bindings::NBD_MAJOR,
-            first_minor: index << self.params.part_shift,
-            minors: self.params.minors(),
-            hw_queues,
-            queue_depth: QUEUE_DEPTH,
-            // The server puts requests in order. And a scheduler has single requests handed out by
-            // a worker, since the driver may sleep: two task switches more for each.
-            scheduled: false,
-            limits,
-        }
-        .build(
-            self.module,
-            fmt!("nbd{index}"),
-            &sysfs::GROUP,
-            Device::new(index),
-        )
-        .inspect_err(|error| pr_err!("nbd{index}: cannot add the device ({error:?})\n"))
-    }
-
     /// Takes a device out of the table. It goes, and its number is free, when what is returned is
     /// dropped and nobody else has hold of it; dropping sleeps.
-    pub(super) fn take_out(&self, index: u32) -> Option<Arc<Entry>> {
+    pub(crate) fn take_out(&self, index: u32) -> Option<Arc<Entry>> {
         let mut table = self.table.lock();
         match core::mem::replace(table.get_mut(&index)?, Place::Changing) {
             Place::Present(entry) => Some(entry),
@@ -261,7 +227,7 @@ impl Devices {
     }
 
     /// Takes all devices out of the system, for the module to go. Sleeps.
-    pub(super) fn remove_all(&self) {
+    pub(crate) fn remove_all(&self) {
         loop {
             let next = self.table.lock().keys().next().copied();
             // Nobody else has hold of one: it goes at once.

@@ -2,45 +2,33 @@
 
 //! What nbd is.
 //!
-//! * [`module`]: loading and unloading. [`devices`]: the devices there are. [`params`]: module
-//!   parameters.
-//! * [`device`]: one `/dev/nbdN`: its setup lock and what the block layer asks of it.
-//! * [`ioctl`]: the ioctl interface. [`setup`]: SET_SOCK and its like. [`owner`]: whose setup it is.
-//! * [`netlink`]: the generic netlink interface.
-//! * [`attachment`]: a generation that serves requests. [`keeper`]: who brings it up and waits for
-//!   its end. [`teardown`]: how it is ended. [`drain`]: how it is taken out of the system.
-//!   [`geometry`]: sizes and limits of its disk.
-//! * [`connection`]: a place in it. [`link`]: the socket there. [`replace`]: putting another socket
-//!   there. [`transmit`], [`receive`], [`timeout`]: requests on the wire. [`outbox`], [`sender`], [`batch`]: those
-//!   that wait to be sent, and those that are sent at once. [`inbox`]: what came and is not used yet.
-//! * [`sysfs`], [`debugfs`]: what state it is in.
+//! The rooms, from the bottom to the top: each imports only from itself and from those before it in
+//! this list, and no files import each other in a circle. `make check` sees to that, by this list.
+//!
+//! ```text
+//! params      module parameters
+//! nbd         the driver's name for the block layer, and its data in a request
+//! wire        requests and replies on the wire: links, connections, what sends and receives
+//! attachment  a generation that serves requests
+//! device      a device, its disk, its setup; how a generation is started and ended
+//! show        what user space can see: sysfs, debugfs
+//! devices     the devices there are
+//! control     what user space can ask: ioctls, netlink
+//! block       what the block layer asks
+//! module      loading and unloading
+//! ```
 
 mod attachment;
-mod batch;
-mod connection;
-mod debugfs;
+mod block;
+mod control;
 mod device;
 mod devices;
-mod drain;
-mod geometry;
-mod inbox;
-mod ioctl;
-mod keeper;
-mod link;
 mod module;
-mod netlink;
-mod outbox;
-mod owner;
+mod nbd;
 mod params;
-mod receive;
-mod replace;
-mod sender;
-mod setup;
-mod sysfs;
-mod teardown;
-mod timeout;
-mod transmit;
+mod show;
+mod wire;
 
-#[cfg(CONFIG_KUNIT = "y")]
-pub(crate) use device::RequestWord;
 pub(crate) use module::Module;
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) use nbd::RequestWord;

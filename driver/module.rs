@@ -2,7 +2,9 @@
 
 //! Loading and unloading.
 
-use super::{devices::Devices, netlink, params::Params};
+use super::{
+    control::netlink, device::maker::Maker, devices::Devices, params::Params, show::sysfs,
+};
 use crate::abstractions::{
     block::major::Major, net::genetlink::Registration, workqueue::Workqueue,
 };
@@ -39,10 +41,16 @@ impl kernel::Module for Module {
                 bindings::NBD_MAJOR
             );
         })?;
+        let maker = Maker {
+            module,
+            params,
+            attributes: &sysfs::GROUP,
+            link_dead: netlink::link_dead,
+        };
         let keepers = Arc::new(Workqueue::new(c"rnbd")?, GFP_KERNEL)?;
         let debugfs = Dir::new(c"nbd");
         let devices = AllDevices {
-            devices: Devices::new(module, params, debugfs, keepers.clone())?,
+            devices: Devices::new(maker, debugfs, keepers.clone())?,
             keepers,
         };
         Devices::add_initial(&devices.devices)?;

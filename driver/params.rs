@@ -10,18 +10,18 @@ const MINOR_BITS: u32 = bindings::MINORBITS;
 
 /// The parameters, checked.
 #[derive(Clone, Copy)]
-pub(super) struct Params {
+pub(crate) struct Params {
     /// How many devices to make.
-    pub(super) devices: u32,
+    pub(crate) devices: u32,
     /// Bits of a minor number that count partitions.
-    pub(super) part_shift: u32,
+    pub(crate) part_shift: u32,
     /// How many hardware queues a device has from the start.
-    pub(super) hw_queues: u32,
+    pub(crate) hw_queues: u32,
 }
 
 impl Params {
     /// Reads and checks what the module was loaded with, and corrects what sysfs shows of it.
-    pub(super) fn read() -> Result<Self> {
+    pub(crate) fn read() -> Result<Self> {
         let Ok(partitions) = u32::try_from(max_part.get()) else {
             pr_err!("max_part={}: must not be negative\n", max_part.get());
             return Err(EINVAL);
@@ -65,17 +65,17 @@ impl Params {
     }
 
     /// How many devices there can be, with the minor numbers that each has.
-    pub(super) fn most_devices(self) -> u32 {
+    pub(crate) fn most_devices(self) -> u32 {
         1 << MINOR_BITS.saturating_sub(self.part_shift)
     }
 
     /// How many minor numbers a device has.
-    pub(super) fn minors(self) -> u32 {
+    pub(crate) fn minors(self) -> u32 {
         1 << self.part_shift
     }
 }
 
 /// Whether devices have partitions.
-pub(super) fn partitions_allowed() -> bool {
+pub(crate) fn partitions_allowed() -> bool {
     max_part.get() > 0
 }

@@ -4,10 +4,7 @@
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
-use super::{
-    gen_disk::Disk,
-    operations::{Operations, Tables},
-};
+use super::operations::Operations;
 use crate::bindings as extra;
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{
@@ -276,21 +273,6 @@ impl<T: Operations> Request<T> {
     /// The driver's own data in this request.
     pub(crate) fn data(&self) -> &T::RequestData {
         &self.pdu().data
-    }
-
-    /// The disk whose request it is.
-    pub(crate) fn disk(&self) -> &Disk<T> {
-        // SAFETY: By the type invariant; the queue of a request that is started has its disk.
-        unsafe { Disk::from_raw((*(*self.0.get()).q).disk) }
-    }
-
-    /// What the disk is attached to: it stays while the request is the driver's.
-    pub(crate) fn attachment(&self) -> Option<&T::Attachment> {
-        // SAFETY: By the type invariant the request belongs to a queue of `T`.
-        let private = unsafe { Tables::<T>::private((*self.0.get()).q) };
-        // SAFETY: By the type invariant the request is not ended: it keeps the queue from freezing
-        // for as long as it is borrowed.
-        unsafe { private.attachment.get() }
     }
 
     /// What is asked.

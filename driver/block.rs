@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the block layer asks of the driver.
+//!
+//! C headers: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h),
+//! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use super::{
+    attachment::{submit, timeout, AttachmentRef},
+    control::ioctl,
+    device::{disk::DiskData, end},
+    nbd::{Nbd, RequestData},
+};
+use crate::abstractions::{
+    block::mq::{Disk, OpenMode, Opened, Operations, Request, Timeout},
+    pid,
+};
+use kernel::prelude::*;
+
+#[vtable]
+impl Operations for Nbd {
+    type DiskData = DiskData;
+    type Attachment = AttachmentRef;
+    type RequestData = RequestData;
+
+    fn queue_rq(
+        _: &Disk<Self>,
+        attachment: Option<&AttachmentRef>,
+        request: &Request<Self>,
+        queue: u32,
+        last: bool,
+    ) {
+        submit::submit(
+            attachment.map(|attachment| &**attachment),
+            request,
+            queue,
+            last,
+        );
+    }
+
+    fn commit_rqs(_: &Disk<Self>, attachment: Option<&AttachmentRef>, _: u32) {
+        if let Some(attachment) = attachment {
+            attachment
+                .connections
+                .iter()
+                .for_each(|connection| connection.outbox.commit());
+        }
+    }
+
+    fn timeout(
+        _: &Disk<Self>,
+        attachment: Option<&AttachmentRef>,
+        request: &Request<Self>,
+    ) -> Timeout {
+        timeout::handle(attachment.map(|attachment| &**attachment), request)
+    }
+
+    fn open(disk: &Disk<Self>, mode: OpenMode) -> Result {
+        // An open for reading may be udev's; but from a read-only disk no more than that can be wanted.
+        if mode.writable || mode.exclusive || disk.is_read_only() {
+            disk.data().device.note_use();
+        }
+        Ok(())
+    }
+
+    fn release(disk: &Disk<Self>, last: bool) {
+        end::closed(disk.data(), last, pid::current_is_exiting());
+    }
+
+    fn ioctl(disk: &Disk<Self>, opened: Opened, cmd: u32, arg: usize) -> Result<i32> {
+        ioctl::handle(&disk.data().device, opened, cmd, arg)
+    }
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! DISCONNECT: ends a device's generation.
+
+use super::request::{check_sender, refuse, require, Request};
+use crate::{
+    abstractions::net::genetlink::{Operation, Validation},
+    driver::{device::end, devices::Devices},
+    protocol::netlink::{attribute, command},
+};
+use kernel::{prelude::*, sync::Arc};
+
+/// `NBD_CMD_DISCONNECT`.
+pub(super) struct Disconnect;
+
+impl Operation<Arc<Devices>> for Disconnect {
+    const COMMAND: u8 = command::DISCONNECT;
+    const VALIDATION: Validation = Validation::Liberal;
+
+    /// Ends whatever generation the device has, and returns when that is gone. The server may
+    /// answer what it was asked before; for a while, then it is not waited for.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM`; `EINVAL` for a missing index, or if there is no such device; `EBUSY` if a signal
+    /// came before the generation was gone, which it will be nevertheless.
+    fn doit(info: &Request<'_>) -> Result {
+        check_sender(info)?;
+        let index = require(info, attribute::INDEX, "the device (NBD_ATTR_INDEX)")?.u32()?;
+        let Some(entry) = info.data().find(index) else {
+            return Err(refuse(info, EINVAL, fmt!("there is no nbd{index}")));
+        };
+        let device = entry.device();
+        end::disconnect(device);
+        device.when_drained(|_| ()).map_err(|_| {
+            info.ext_ack().refuse(
+                EINTR,
+                fmt!("nbd{index}: a signal came; it is being detached nevertheless"),
+            )
+        })
+    }
+}

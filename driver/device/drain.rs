@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The drain: how a generation that has ended is taken out of the system. Its keeper does this.
+
+use super::{end::send_disconnect, geometry, Device};
+use crate::{
+    abstractions::block::mq::{Disk, Opened, Outcome, Status},
+    driver::{
+        attachment::{Attachment, AttachmentRef, End},
+        nbd::{answer, Nbd},
+        wire::{overseer::Overseer, send::send_left},
+    },
+    protocol::setup::{EndReason, Phase},
+};
+use kernel::{sync::CondVarTimeoutResult, time::msecs_to_jiffies};
+
+/// How long a server has, after it was told that nothing more will come, to answer what it was
+/// asked.
+const DISCONNECT_GRACE_MS: u32 = 5000;
+
+/// How often it is looked whether the server has done so.
+const DISCONNECT_TICK_MS: u32 = 50;
+
+/// Waits until no receiver is left. If the generation was disconnected, the server may answer what
+/// it was asked before: it has a while for that; then, or with a signal, the connections are killed.
+pub(crate) fn let_server_finish(attachment: &Attachment) {
+    if attachment.is_draining() {
+        wait_for_answers(attachment);
+    }
+    wait_for_receivers(attachment);
+}
+
+/// Waits until no receiver is left. All sockets are shut down: they are on their way.
+fn wait_for_receivers(attachment: &Attachment) {
+    let mut end = attachment.end.lock();
+    while !gone(&end) {
+        attachment.end_changed.wait(&mut end);
+    }
+}
+
+fn gone(end: &End) -> bool {
+    end.receivers == 0
+}
+
+fn wait_for_answers(attachment: &Attachment) {
+    for _ in 0..DISCONNECT_GRACE_MS / DISCONNECT_TICK_MS {
+        // Who could not be told at first is told once its sender is done.
+        let told = send_disconnect(attachment);
+        if told && !awaits_answers(attachment.disk()) {
+            break;
+        }
+        let mut end = attachment.end.lock();
+        if gone(&end) {
+            return;
+        }
+        let tick = msecs_to_jiffies(DISCONNECT_TICK_MS);
+        match attachment
+            .end_changed
+            .wait_interruptible_timeout(&mut end, tick)
+        {
+            CondVarTimeoutResult::Signal { .. } => break,
+            CondVarTimeoutResult::Woken { .. } | CondVarTimeoutResult::Timeout => {}
+        }
+    }
+    attachment.kill_all();
+}
+
+/// Whether a server owes an answer to any request.
+fn awaits_answers(disk: &Disk<Nbd>) -> bool {
+    let mut any = false;
+    disk.for_each_request(|request| any |= request.data().word.route().is_some());
+    any
+}
+
+/// Ends all that a generation still has going, and the generation. Tells why it ended: whoever was
+/// first to end it has said. Bounded: nothing here waits for a server.
+///
+/// If the device goes with the generation, `take_out` is called before that is to be seen; what it
+/// returns is dropped after it.
+pub(crate) fn run<R>(
+    device: &Device,
+    opened: Opened,
+    attachment: &AttachmentRef,
+    take_out: impl FnOnce() -> Option<R>,
+) -> Option<EndReason> {
+    let disk = attachment.disk();
+    debug_assert!(matches!(
+        device.lock_setup().phase(),
+        Phase::Draining { .. }
+    ));
+    let mut presence = attachment.presence.lock().close();
+    // The sockets are shut down: receivers leave, and with them the requests that they await.
+    presence.join_receivers();
+    // And those of links that had just been replaced: they are others' to join.
+    wait_for_receivers(attachment);
+    // Who was sending has met the dead socket when this returns.
+    disk.wait_for_dispatch();
+    // So have the senders, then; and what one left that had not begun yet is given back.
+    for connection in &attachment.connections {
+        connection.outbox.close();
+    }
+    presence.join_senders();
+    for connection in &attachment.connections {
+        send_left(&**attachment, connection);
+    }
+    disk.for_each_request(|request| {
+        if let Some(claim) = request.data().word.claim() {
+            answer(request, claim, Outcome::End(Status::IoError));
+        }
+    });
+    // Those that wait for a connection come back, and end.
+    disk.kick_requeued();
+    let detached = disk.freeze().detach();
+    drop(detached);
+    drop(presence);
+    geometry::clear(disk, opened);
+
+    device.set_pid(0);
+    // Before the device is gone: whoever then finds it so waits for its number to be free.
+    let entry = is_last(device).then(take_out).flatten();
+    let reason = device.change(|life| life.drained());
+    drop(entry);
+    reason
+}
+
+/// Whether the device goes with the generation that drains.
+fn is_last(device: &Device) -> bool {
+    matches!(
+        device.lock_setup().phase(),
+        Phase::Draining { config, .. } if config.destroy_on_disconnect
+    )
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the disks of all devices have in common.
+
+use crate::{
+    abstractions::block::mq::{AttributeGroup, DiskBuilder, QueueLimits},
+    driver::{nbd::Nbd, params::Params, wire::outbox::QUEUE_DEPTH},
+};
+use kernel::{bindings, prelude::*};
+
+/// Largest request: 32 MiB, which is what servers must take at least, in sectors.
+const MAX_HW_SECTORS: u32 = 65536;
+
+/// Size of request that suits a network, in bytes.
+const IO_OPT: u32 = 128 << 10;
+
+/// What the disks of all devices have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Maker {
+    pub(crate) module: &'static ThisModule,
+    pub(crate) params: Params,
+    /// Attributes that each disk has in sysfs.
+    pub(crate) attributes: &'static AttributeGroup<Nbd>,
+    /// Tells user space that a connection of a device is dead.
+    pub(crate) link_dead: fn(u32),
+}
+
+impl Maker {
+    /// A disk of device `index`, to be made.
+    pub(crate) fn builder(&self, index: u32, hw_queues: u32) -> DiskBuilder {
+        let mut limits = QueueLimits::new();
+        limits
+            .max_hw_sectors(MAX_HW_SECTORS)
+            .io_opt(IO_OPT)
+            .max_segments(u16::MAX);
+        DiskBuilder {
+            major: bindings::NBD_MAJOR,
+            first_minor: index << self.params.part_shift,
+            minors: self.params.minors(),
+            hw_queues,
+            queue_depth: QUEUE_DEPTH,
+            // The server puts requests in order. And a scheduler has single requests handed out by
+            // a worker, since the driver may sleep: two task switches more for each.
+            scheduled: false,
+            limits,
+        }
+    }
+}

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests on their way to the server.
+
+use super::{
+    connection::{Connection, Partial, Tx},
+    header::header,
+    link::{Death, Link},
+    overseer::Overseer,
+};
+use crate::{
+    abstractions::{
+        block::mq::{Op, Outcome, Request},
+        iov::Kvec,
+        net::socket::{More, Wait},
+        trace,
+    },
+    driver::nbd::{answer, give_back, Nbd, RequestWord},
+    protocol::{request::Sending, wire::REQUEST_SIZE},
+};
+use kernel::{
+    prelude::*,
+    sync::aref::ARef,
+    time::{Delta, Instant, Monotonic},
+};
+
+/// A request that has waited longer than this for its turn gets its full time from then on.
+const PATIENCE: Delta = Delta::from_millis(100);
+
+/// How a send went.
+enum Sent {
+    /// All of it is on its way.
+    Whole,
+    /// A signal came after so many bytes.
+    Interrupted(usize),
+    /// The socket failed.
+    Failed(Error),
+}
+
+/// Sends what others left to be sent on a connection; for a thread that gets no signals. Sleeps.
+pub(crate) fn send_left<O: Overseer>(overseer: &O, connection: &Connection) {
+    let mut earlier = None;
+    let mut tx = connection.tx.lock();
+    finish_earlier(overseer, connection, &mut tx, &mut earlier);
+    loop {
+        let count = send_waiting(overseer, connection, &mut tx);
+        if count == 0 {
+            break;
+        }
+        connection.outbox.sender_met(count);
+    }
+}
+
+/// Sends what waits on a connection, or gives it back. Returns how many did. Sleeps.
+pub(crate) fn send_waiting<O: Overseer>(
+    overseer: &O,
+    connection: &Connection,
+    tx: &mut Tx,
+) -> usize {
+    let mut requests = core::mem::take(&mut tx.batch.requests);
+    let since = connection.outbox.take(&mut requests);
+    let all = requests.len();
+    let mut rest = requests.as_slice();
+    while !rest.is_empty() {
+        let count = match send_some(overseer, connection, tx, rest, since) {
+            Ok(count) => count,
+            Err(outcome) => {
+                rest.iter().for_each(|request| give_back(request, outcome));
+                break;
+            }
+        };
+        rest = rest.get(count..).unwrap_or_default();
+    }
+    requests.clear();
+    tx.batch.requests = requests;
+    all
+}
+
+/// Sends the first of `requests`, as many as go together. Returns how many. If it cannot, tells
+/// what is to become of all.
+fn send_some<O: Overseer>(
+    overseer: &O,
+    connection: &Connection,
+    tx: &mut Tx,
+    requests: &[ARef<Request<Nbd>>],
+    since: Instant<Monotonic>,
+) -> Result<usize, Outcome> {
+    let mut earlier = None;
+    // Under the lock: after a disconnect message nothing may be sent.
+    if tx.link.is_dead() || overseer.is_draining() {
+        return Err(overseer.fate());
+    }
+    if !finish_earlier(overseer, connection, tx, &mut earlier) {
+        // Only a signal stops this. The connection's sender comes here without one.
+        return Err(Outcome::Requeue);
+    }
+    if tx.link.is_dead() {
+        return Err(overseer.fate());
+    }
+    let waited = since.elapsed() > PATIENCE;
+    let Tx {
+        link,
+        sequence,
+        batch,
+        ..
+    } = &mut *tx;
+    let count = batch.begin(connection.journal.index, link, sequence, requests);
+    let (together, others) = requests.split_at_checked(count).unwrap_or_default();
+    if waited {
+        // However long that was, this connection is not to blame.
+        together.iter().for_each(|request| request.restart_clock());
+    }
+    if !together.is_empty() {
+        link.count_asked(count);
+        let more = if others.is_empty() {
+            More::Ends
+        } else {
+            More::Follows
+        };
+        let (sent, result) = batch.send(link, together, more);
+        settle_all(overseer, connection, together, sent, result, tx);
+        return Ok(count);
+    }
+    if let Some(first) = requests.first() {
+        if waited {
+            first.restart_clock();
+        }
+        link.count_asked(1);
+        let sending = first.data().word.begin(link.route, sequence);
+        let sent = send(connection.journal.index, link, first, &sending, 0);
+        settle(overseer, connection, first, sending, sent, tx);
+    }
+    Ok(1)
+}
+
+/// Draws the consequences of how requests went that were sent at once.
+fn settle_all<O: Overseer>(
+    overseer: &O,
+    connection: &Connection,
+    requests: &[ARef<Request<Nbd>>],
+    sent: usize,
+    result: Result,
+    tx: &mut Tx,
+) {
+    let mut sent = sent;
+    for (place, request) in requests.iter().enumerate() {
+        let Some(outgoing) = tx.batch.outgoing().get(place).copied() else {
+            break;
+        };
+        let how = match result {
+            _ if sent >= outgoing.bytes => Sent::Whole,
+            Ok(()) => Sent::Whole,
+            Err(error) => Sent::stopped(sent, error),
+        };
+        if sent >= REQUEST_SIZE {
+            trace::header_sent(request, outgoing.cookie.to_wire());
+        }
+        if matches!(how, Sent::Whole) {
+            trace::payload_sent(request, outgoing.cookie.to_wire());
+        }
+        sent = sent.saturating_sub(outgoing.bytes);
+        let answered_early = matches!(how, Sent::Interrupted(part) if part > 0);
+        if let Some(sending) = request.data().word.resume(outgoing.mark) {
+            settle(overseer, connection, request, sending, how, tx);
+        } else if let Sent::Failed(error) = how {
+            overseer.kill(connection, &tx.link, death(error));
+        } else if answered_early {
+            overseer.kill(connection, &tx.link, Death::AnsweredEarly);
+        }
+    }
+}
+
+/// Sends the rest of a request that an earlier sender had to leave. False if that is not done.
+fn finish_earlier<O: Overseer>(
+    overseer: &O,
+    connection: &Connection,
+    tx: &mut Tx,
+    earlier: &mut Option<Partial>,
+) -> bool {
+    let Some(partial) = tx.partial.take() else {
+        return true;
+    };
+    let request = partial.request.clone();
+    if let Some(sending) = request.data().word.resume(partial.mark) {
+        let sent = send(
+            connection.journal.index,
+            &tx.link,
+            &request,
+            &sending,
+            partial.sent,
+        );
+        settle(overseer, connection, &request, sending, sent, tx);
+    } else {
+        // It was answered meanwhile, and its bytes may be gone. The server waits for them.
+        overseer.kill(connection, &tx.link, Death::AnsweredEarly);
+    }
+    *earlier = Some(partial);
+    tx.partial.is_none()
+}
+
+/// Puts the bytes of a request on a link's socket, from the `skip`th on.
+fn send(
+    index: u32,
+    link: &Link,
+    request: &Request<Nbd>,
+    sending: &Sending<'_, RequestWord>,
+    skip: usize,
+) -> Sent {
+    let cookie = sending.cookie(request.unique_tag());
+    let mut header = header(request, cookie);
+    let is_write = request.op() == Op::Write;
+    if skip == 0 {
+        trace::send_request(&mut header, index, request);
+    }
+    let mut done = skip;
+    if let Some(rest) = header.get(skip..).filter(|rest| !rest.is_empty()) {
+        let more = if is_write { More::Follows } else { More::Ends };
+        let (sent, result) = link
+            .socket
+            .send(&mut Kvec::source(rest), more, Wait::Allowed);
+        link.count_sent(sent);
+        done = done.saturating_add(sent);
+        if let Err(error) = result {
+            return Sent::stopped(done, error);
+        }
+    }
+    trace::header_sent(request, cookie.to_wire());
+    if is_write {
+        let mut pieces = request.source(done.saturating_sub(REQUEST_SIZE));
+        while let Some(mut piece) = pieces.next() {
+            let more = if pieces.is_done() {
+                More::Ends
+            } else {
+                More::Follows
+            };
+            let (sent, result) = link.socket.send(&mut piece, more, Wait::Allowed);
+            link.count_sent(sent);
+            done = done.saturating_add(sent);
+            if let Err(error) = result {
+                return Sent::stopped(done, error);
+            }
+        }
+    }
+    trace::payload_sent(request, cookie.to_wire());
+    Sent::Whole
+}
+
+impl Sent {
+    fn stopped(done: usize, error: Error) -> Self {
+        if error == EINTR || error == ERESTARTSYS {
+            Self::Interrupted(done)
+        } else {
+            Self::Failed(error)
+        }
+    }
+}
+
+/// Draws the consequences of how a send went.
+fn settle<O: Overseer>(
+    overseer: &O,
+    connection: &Connection,
+    request: &Request<Nbd>,
+    sending: Sending<'_, RequestWord>,
+    sent: Sent,
+    tx: &mut Tx,
+) {
+    match sent {
+        Sent::Whole => {
+            sending.sent();
+            // If the link died meanwhile, its receiver may have looked for stranded
+            // requests before this one was among them.
+            if tx.link.is_dead() {
+                if let Some(claim) = request.data().word.claim_from(tx.link.route) {
+                    answer(request, claim, overseer.fate());
+                }
+            }
+        }
+        Sent::Interrupted(0) => {
+            tx.link.count_unasked();
+            if let Some(claim) = sending.abandon() {
+                answer(request, claim, Outcome::Requeue);
+            }
+        }
+        Sent::Interrupted(sent) => {
+            tx.partial = Some(Partial {
+                request: ARef::from(request),
+                mark: sending.interrupt(),
+                sent,
+            });
+            connection.outbox.call_sender();
+        }
+        Sent::Failed(error) => {
+            overseer.kill(connection, &tx.link, death(error));
+            if let Some(claim) = sending.abandon() {
+                answer(request, claim, overseer.fate());
+            }
+        }
+    }
+}
+
+/// What a link dies of when sending fails.
+fn death(error: Error) -> Death {
+    // The bound on a send is the request's time-out.
+    if error == EAGAIN {
+        Death::TimedOut
+    } else {
+        Death::SendFailed(error)
+    }
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who sends what submitters leave to be sent: a thread for each connection.
+//!
+//! A submitter sends by itself when the server owes no answer: nothing is faster. Otherwise it leaves
+//! the request to this thread, and goes on. By the time that the thread gets a processor there may be
+//! more, which then goes out at once; the server answers it at once, and so on.
+
+use super::{connection::ConnectionRef, overseer::Overseer, send};
+use crate::abstractions::kthread::{Body, Eagerness, Thread};
+use kernel::{prelude::*, sync::Arc};
+
+/// Sends what waits on a connection until it is not needed any more.
+pub(crate) struct Sender<O: Overseer> {
+    overseer: Arc<O>,
+    connection: ConnectionRef,
+}
+
+impl<O: Overseer> Sender<O> {
+    /// Starts the sender of a connection. Sleeps.
+    pub(crate) fn start(overseer: &Arc<O>, connection: &ConnectionRef) -> Result<Thread<Self>> {
+        let (device, index) = (connection.journal.index, connection.index);
+        let sender = Self {
+            overseer: overseer.clone(),
+            connection: connection.clone(),
+        };
+        Thread::spawn(fmt!("nbd{device}-send{index}"), sender)
+    }
+}
+
+impl<O: Overseer> Body for Sender<O> {
+    const EAGERNESS: Eagerness = Eagerness::Patient;
+
+    fn run(self) {
+        while self.connection.outbox.wait() {
+            send::send_left(&*self.overseer, &self.connection);
+        }
+    }
+}
