@@ -10,17 +10,17 @@ use kernel::{bindings, error::from_err_ptr, ffi, fmt, prelude::*, str::CString};
 
 /// When a thread gets the processor of the task that wakes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Eagerness {
+pub(crate) enum SchedPolicy {
     /// At once, before other tasks (the highest priority that is not a real-time one).
-    Eager,
+    HighPri,
     /// When that task sleeps or has had its share (`SCHED_BATCH`): there may be more to do by then.
-    Patient,
+    Batch,
 }
 
 /// What a thread does.
-pub(crate) trait Body: Send + 'static {
+pub(crate) trait ThreadFn: Send + 'static {
     /// When it is to get a processor.
-    const EAGERNESS: Eagerness;
+    const SCHED_POLICY: SchedPolicy;
 
     /// Does it, in process context; the thread ends when this returns.
     fn run(self);
@@ -36,14 +36,14 @@ const MIN_NICE: isize = -20;
 /// # Invariants
 ///
 /// `task` is a thread started with `body`, with a reference that is this value's.
-pub(crate) struct Thread<B: Body> {
+pub(crate) struct Thread<B: ThreadFn> {
     task: NonNull<bindings::task_struct>,
     body: NonNull<Option<B>>,
 }
 
-impl<B: Body> Thread<B> {
+impl<B: ThreadFn> Thread<B> {
     /// Starts a thread under `name`, of which the kernel shows the first 15 bytes. Sleeps.
-    pub(crate) fn spawn(name: fmt::Arguments<'_>, body: B) -> Result<Self> {
+    pub(crate) fn run(name: fmt::Arguments<'_>, body: B) -> Result<Self> {
         let name = CString::try_from_fmt(name)?;
         let body = KBox::into_raw(KBox::new(Some(body), GFP_KERNEL)?);
         // SAFETY: `main` fits the box, which outlives the thread; the format takes one string.
@@ -67,10 +67,10 @@ impl<B: Body> Thread<B> {
         // SAFETY: The thread does not run before it is woken, so it is alive; the reference keeps
         // its task for `drop`, and neither pointer is null.
         unsafe {
-            match B::EAGERNESS {
-                Eagerness::Eager => bindings::set_user_nice(task, MIN_NICE),
+            match B::SCHED_POLICY {
+                SchedPolicy::HighPri => bindings::set_user_nice(task, MIN_NICE),
                 // If it fails the thread works as well.
-                Eagerness::Patient => {
+                SchedPolicy::Batch => {
                     extra::rnbd_helper_sched_set_batch(task);
                 }
             }
@@ -86,7 +86,7 @@ impl<B: Body> Thread<B> {
 
     /// # Safety
     ///
-    /// Only for a thread made by [`Self::spawn`], with the box made there.
+    /// Only for a thread made by [`Self::run`], with the box made there.
     unsafe extern "C" fn main(body: *mut ffi::c_void) -> ffi::c_int {
         // SAFETY: By the safety requirement; nobody else looks into the box while the thread runs.
         if let Some(body) = unsafe { (*body.cast::<Option<B>>()).take() } {
@@ -96,7 +96,7 @@ impl<B: Body> Thread<B> {
     }
 }
 
-impl<B: Body> Drop for Thread<B> {
+impl<B: ThreadFn> Drop for Thread<B> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant. This waits for the thread to end, also when it has ended
         // or has not begun: then it never will.
@@ -110,7 +110,7 @@ impl<B: Body> Drop for Thread<B> {
 }
 
 // SAFETY: A thread may be waited for from anywhere, and its body may be sent.
-unsafe impl<B: Body> Send for Thread<B> {}
+unsafe impl<B: ThreadFn> Send for Thread<B> {}
 
 // SAFETY: `&Thread` gives access to nothing.
-unsafe impl<B: Body> Sync for Thread<B> {}
+unsafe impl<B: ThreadFn> Sync for Thread<B> {}

@@ -12,11 +12,11 @@ use kernel::types::NotThreadSafe;
 /// # Invariants
 ///
 /// `0` is what the task had before; the scope is left, in the same task, by this value.
-pub(crate) struct NoIo(u32, NotThreadSafe);
+pub(crate) struct MemallocNoio(u32, NotThreadSafe);
 
-impl NoIo {
+impl MemallocNoio {
     /// Enters the scope. Scopes nest; they must be left in the opposite order.
-    pub(crate) fn enter() -> Self {
+    pub(crate) fn save() -> Self {
         // SAFETY: Changes the task's own flags alone.
         let before = unsafe { extra::rnbd_helper_memalloc_noio_save() };
         // INVARIANT: The scope was entered above.
@@ -24,7 +24,7 @@ impl NoIo {
     }
 }
 
-impl Drop for NoIo {
+impl Drop for MemallocNoio {
     fn drop(&mut self) {
         // SAFETY: By the type invariant; the value cannot have changed tasks.
         unsafe { extra::rnbd_helper_memalloc_noio_restore(self.0) };

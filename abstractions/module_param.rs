@@ -40,10 +40,10 @@ impl IntParam {
 
 /// A `struct kernel_param`, in the module's table of them.
 #[repr(transparent)]
-pub(crate) struct TableEntry(pub(crate) bindings::kernel_param);
+pub(crate) struct KernelParam(pub(crate) bindings::kernel_param);
 
 // SAFETY: The module loader alone uses it, under its own lock.
-unsafe impl Sync for TableEntry {}
+unsafe impl Sync for KernelParam {}
 
 /// Bytes for the module's information section. For constants: panics, which fails the build there, if
 /// the text is shorter.
@@ -73,7 +73,7 @@ macro_rules! module_params {
             $crate::abstractions::module_param::IntParam::new($default);
 
         const _: () = {
-            use $crate::abstractions::module_param::{bytes_of, TableEntry};
+            use $crate::abstractions::module_param::{bytes_of, KernelParam};
             use kernel::{bindings, c_str, str::as_char_ptr_in_const_context};
 
             // What belongs to a module that is built in is named after it.
@@ -93,7 +93,7 @@ macro_rules! module_params {
 
             #[link_section = "__param"]
             #[used(compiler)]
-            static ENTRY: TableEntry = TableEntry(bindings::kernel_param {
+            static ENTRY: KernelParam = KernelParam(bindings::kernel_param {
                 name: as_char_ptr_in_const_context(NAME),
                 #[cfg(MODULE)]
                 mod_: &raw mut bindings::__this_module,

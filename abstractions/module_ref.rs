@@ -19,7 +19,7 @@ pub(crate) struct ModuleRef(&'static ThisModule);
 
 impl ModuleRef {
     /// Keeps `module`; none, if it is about to go.
-    pub(crate) fn get(module: &'static ThisModule) -> Option<Self> {
+    pub(crate) fn try_get(module: &'static ThisModule) -> Option<Self> {
         // SAFETY: The module is there.
         let kept = unsafe { extra::rnbd_helper_try_module_get(module.as_ptr()) };
         // INVARIANT: The reference was taken above.

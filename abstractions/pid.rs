@@ -117,7 +117,7 @@ unsafe impl Send for ProcessRef {}
 unsafe impl Sync for ProcessRef {}
 
 /// The number of the current task (thread) in the initial pid namespace.
-pub(crate) fn current_task_number() -> i32 {
+pub(crate) fn current_pid_nr() -> i32 {
     // SAFETY: Always allowed.
     unsafe { extra::rnbd_helper_current_pid_nr() }
 }

@@ -13,11 +13,11 @@ use super::{
 use crate::{
     abstractions::{
         block::mq::{Disk, Outcome, Request, Status},
-        deferred::{Deferred, Later},
-        ratelimit::RateLimit,
+        ratelimit::RatelimitState,
+        work::{WithWork, WorkFunc},
     },
     protocol::{
-        fallback::{self, Fate},
+        fallback::{self, Disposition},
         flags::TransmissionFlags,
         request::{Claim, Route},
     },
@@ -34,7 +34,7 @@ use kernel::{
 };
 
 /// An attachment that may be shared, and that a worker can end.
-pub(crate) type AttachmentRef = Arc<Deferred<Attachment>>;
+pub(crate) type AttachmentRef = Arc<WithWork<Attachment>>;
 
 /// A generation that serves requests.
 ///
@@ -56,7 +56,7 @@ pub(crate) struct Attachment {
     /// The last connection died of a request's time-out.
     timed_out: Atomic<bool>,
     /// Bounds what servers can make the log say.
-    pub(super) said: RateLimit,
+    pub(super) said: RatelimitState,
     /// Since when requests have waited for a connection, as none is left.
     #[pin]
     waits: SpinLock<Option<Instant<Monotonic>>>,
@@ -94,7 +94,7 @@ impl Attachment {
         let connections = &mut setup.connections.0;
         let live = u32::try_from(connections.len())?;
         Arc::pin_init(
-            Deferred::new(try_pin_init!(Self {
+            WithWork::new(try_pin_init!(Self {
                 generation,
                 disk: disk.get(),
                 connections: core::mem::take(connections),
@@ -105,7 +105,7 @@ impl Attachment {
                 live: Atomic::new(live),
                 draining: Atomic::new(false),
                 timed_out: Atomic::new(false),
-                said: RateLimit::new(),
+                said: RatelimitState::new(),
                 waits <- new_spinlock!(None, "rnbd::waits"),
                 presence <- new_mutex!(Presence::default(), "rnbd::presence"),
                 end <- new_mutex!(End::default(), "rnbd::end"),
@@ -144,7 +144,7 @@ impl Attachment {
     pub(super) fn set_timeout(&self, seconds: u32) {
         self.timeout.store(seconds, Relaxed);
         for connection in &self.connections {
-            connection.link().socket.set_send_timeout(seconds);
+            connection.link().socket.set_sndtimeo(seconds);
         }
     }
 
@@ -260,21 +260,21 @@ impl Attachment {
 
     /// What becomes of a request that its connection could not serve: it goes to another if there
     /// is one, or waits for one if that is wanted.
-    pub(super) fn fate(&self) -> Outcome {
+    pub(super) fn disposition(&self) -> Outcome {
         let draining = self.is_draining();
-        match fallback::fate(draining, self.live(), || self.awaits_connection()) {
-            Fate::Fail => Outcome::End(Status::IoError),
-            Fate::Retry => Outcome::Requeue,
-            Fate::Wait => Outcome::Park,
+        match fallback::disposition(draining, self.live(), || self.awaits_connection()) {
+            Disposition::Fail => Outcome::End(Status::IoError),
+            Disposition::Retry => Outcome::Requeue,
+            Disposition::Wait => Outcome::RequeueDelayed,
         }
     }
 
     /// Ends the requests that wait for a reply over `route`, which is dead, or has them sent over
     /// another connection.
     pub(super) fn release_stranded(&self, disk: &Disk<Device>, route: Route) {
-        disk.for_each_request(|request| {
+        disk.tagset_busy_iter(|request| {
             if let Some(claim) = request.data().word.claim_from(route) {
-                answer(request, claim, self.fate());
+                answer(request, claim, self.disposition());
             }
         });
     }
@@ -293,9 +293,9 @@ impl Attachment {
     }
 }
 
-impl Later for Attachment {
+impl WorkFunc for Attachment {
     /// Ends the generation, on behalf of the task that started it and went away.
-    fn later(this: &AttachmentRef) {
+    fn run(this: &AttachmentRef) {
         keeper::finish(&this.disk, this);
     }
 }

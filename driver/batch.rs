@@ -11,7 +11,7 @@ use super::{
 use crate::{
     abstractions::{
         block::mq::{Op, Request},
-        bvec::{Buffer, BvecRoom},
+        bvec::{Buffer, BvecArray},
         compat::error::code::ENOBUFS,
         net::{
             socket::{More, Wait},
@@ -42,7 +42,7 @@ pub(super) struct Batch {
     /// Of those that go together.
     outgoing: KVec<Outgoing>,
     headers: Buffer,
-    room: BvecRoom,
+    room: BvecArray,
     staging: Staging,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Outgoing {
 /// How many pieces a request's data is sent in.
 fn pieces(request: &Request<Device>) -> usize {
     match request.op() {
-        Op::Write => request.segments(),
+        Op::Write => request.nr_bvecs(),
         _ => 0,
     }
 }
@@ -71,7 +71,7 @@ impl Batch {
             requests: KVec::with_capacity(CAPACITY, GFP_KERNEL)?,
             outgoing: KVec::with_capacity(CAPACITY, GFP_KERNEL)?,
             headers: Buffer::new(CAPACITY.saturating_mul(REQUEST_SIZE))?,
-            room: BvecRoom::new(PIECES)?,
+            room: BvecArray::new(PIECES)?,
             staging: Staging::new(PAGES)?,
         })
     }

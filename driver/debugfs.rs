@@ -118,7 +118,7 @@ fn connections_of(disk: &Disk<Device>) -> KVec<ConnectionRef> {
 
 fn in_flight(disk: &Disk<Device>, route: Route) -> u32 {
     let mut count = 0_u32;
-    disk.for_each_request(|request| {
+    disk.tagset_busy_iter(|request| {
         if request.data().word.route() == Some(route) {
             count = count.saturating_add(1);
         }
@@ -167,7 +167,7 @@ fn connections(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 fn requests(disk: &Disk<Device>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "age_ms operation sector bytes connection cookie")?;
     let mut result = Ok(());
-    disk.for_each_request(|request| {
+    disk.tagset_busy_iter(|request| {
         let word = &request.data().word;
         let Some(route) = word.route() else {
             return;

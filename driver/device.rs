@@ -7,10 +7,10 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{Disk, OpenMode, Opened, Operations, Request, Timeout},
-        memalloc::NoIo,
+        block::mq::{Disk, IoctlMode, OpenMode, Operations, Request, Timeout},
+        memalloc::MemallocNoio,
         pid,
-        ratelimit::RateLimit,
+        ratelimit::RatelimitState,
         trace,
     },
     protocol::{
@@ -50,7 +50,7 @@ pub(crate) struct Device {
     #[pin]
     trouble: Mutex<Option<Trouble>>,
     /// Bounds how often refusals are said in the log.
-    pub(super) said: RateLimit,
+    pub(super) said: RatelimitState,
 }
 
 /// Something that went wrong with a device.
@@ -91,7 +91,7 @@ impl fmt::Display for Trouble {
 /// device's, and whoever would end it waits for the lock.
 pub(super) struct SetupGuard<'a> {
     life: MutexGuard<'a, Lifecycle>,
-    _no_io: NoIo,
+    _noio: MemallocNoio,
 }
 
 impl Deref for SetupGuard<'_> {
@@ -118,7 +118,7 @@ impl Device {
             pid: Atomic::new(0),
             used: Atomic::new(false),
             trouble <- new_mutex!(None, "rnbd::trouble"),
-            said: RateLimit::new(),
+            said: RatelimitState::new(),
         })
     }
 
@@ -159,10 +159,10 @@ impl Device {
 
     /// Takes the setup lock. Sleeps.
     pub(super) fn lock_setup(&self) -> SetupGuard<'_> {
-        let no_io = NoIo::enter();
+        let noio = MemallocNoio::save();
         SetupGuard {
             life: self.setup.lock(),
-            _no_io: no_io,
+            _noio: noio,
         }
     }
 
@@ -269,7 +269,7 @@ impl Operations for Device {
         teardown::closed(disk, last, pid::current_is_exiting());
     }
 
-    fn ioctl(disk: &Disk<Self>, opened: Opened, cmd: u32, arg: usize) -> Result<i32> {
-        ioctl::handle(disk, opened, cmd, arg)
+    fn ioctl(disk: &Disk<Self>, mode: IoctlMode, cmd: u32, arg: usize) -> Result<i32> {
+        ioctl::handle(disk, mode, cmd, arg)
     }
 }

@@ -5,7 +5,7 @@
 use super::{debugfs::DeviceFiles, device::Device, params::Params, sysfs};
 use crate::{
     abstractions::{
-        block::mq::{Disk, DiskBuilder, GenDisk, QueueLimits},
+        block::mq::{Disk, GenDisk, GenDiskBuilder, QueueLimits},
         workqueue::Workqueue,
     },
     protocol::setup::Phase,
@@ -143,7 +143,11 @@ impl Devices {
 
     /// The device with this number, which is made if it is not there. Sleeps; a signal stops the
     /// wait for one that is being made or removed, with `EINTR`.
-    pub(super) fn find_or_add(this: &Arc<Self>, index: u32, hw_queues: u32) -> Result<Arc<Entry>> {
+    pub(super) fn find_or_add(
+        this: &Arc<Self>,
+        index: u32,
+        nr_hw_queues: u32,
+    ) -> Result<Arc<Entry>> {
         let mut table = this.table.lock();
         loop {
             match table.get(&index) {
@@ -158,7 +162,7 @@ impl Devices {
         }
         table.try_create_and_insert(index, Place::Changing, GFP_KERNEL)?;
         drop(table);
-        Self::build(this, index, hw_queues)
+        Self::build(this, index, nr_hw_queues)
     }
 
     /// The first device from number `from` on that nobody uses, or else a new one, or else the
@@ -166,7 +170,7 @@ impl Devices {
     pub(super) fn first_free(
         this: &Arc<Self>,
         from: u32,
-        hw_queues: u32,
+        nr_hw_queues: u32,
     ) -> Result<Option<Arc<Entry>>> {
         let mut table = this.table.lock();
         let mut unused = 0;
@@ -192,25 +196,25 @@ impl Devices {
         }
         table.try_create_and_insert(unused, Place::Changing, GFP_KERNEL)?;
         drop(table);
-        Self::build(this, unused, hw_queues).map(Some)
+        Self::build(this, unused, nr_hw_queues).map(Some)
     }
 
     /// Makes the devices that the module comes with.
     pub(super) fn add_initial(this: &Arc<Self>) -> Result {
         for index in 0..this.params.devices {
-            Self::find_or_add(this, index, this.params.hw_queues)?;
+            Self::find_or_add(this, index, this.params.nr_hw_queues)?;
         }
         Ok(())
     }
 
     /// Makes the device whose place was just taken.
-    fn build(this: &Arc<Self>, index: u32, hw_queues: u32) -> Result<Arc<Entry>> {
+    fn build(this: &Arc<Self>, index: u32, nr_hw_queues: u32) -> Result<Arc<Entry>> {
         let place = TakenPlace {
             devices: this.clone(),
             index,
         };
         let name = CString::try_from_fmt(fmt!("nbd{index}"))?;
-        let disk = this.add_disk(index, hw_queues)?;
+        let disk = this.add_disk(index, nr_hw_queues)?;
         let entry = Entry {
             _files: DeviceFiles::create(&this.debugfs, &name, &disk)?,
             disk,
@@ -224,17 +228,17 @@ impl Devices {
         Ok(entry)
     }
 
-    fn add_disk(&self, index: u32, hw_queues: u32) -> Result<GenDisk<Device>> {
+    fn add_disk(&self, index: u32, nr_hw_queues: u32) -> Result<GenDisk<Device>> {
         let mut limits = QueueLimits::new();
         limits
             .max_hw_sectors(MAX_HW_SECTORS)
             .io_opt(IO_OPT)
             .max_segments(u16::MAX);
-        DiskBuilder {
+        GenDiskBuilder {
             major: bindings::NBD_MAJOR,
             first_minor: index << self.params.part_shift,
             minors: self.params.minors(),
-            hw_queues,
+            nr_hw_queues,
             queue_depth: QUEUE_DEPTH,
             // The server puts requests in order. And a scheduler has single requests handed out by
             // a worker, since the driver may sleep: two task switches more for each.

@@ -8,7 +8,7 @@ use super::{
     geometry, teardown, transmit,
 };
 use crate::{
-    abstractions::block::mq::{Disk, Opened, Outcome, Status},
+    abstractions::block::mq::{Disk, IoctlMode, Outcome, Status},
     protocol::setup::{EndReason, Phase},
 };
 use kernel::{sync::CondVarTimeoutResult, time::msecs_to_jiffies};
@@ -67,7 +67,7 @@ fn wait_for_answers(disk: &Disk<Device>, attachment: &Attachment) {
 /// Whether a server owes an answer to any request.
 fn awaits_answers(disk: &Disk<Device>) -> bool {
     let mut any = false;
-    disk.for_each_request(|request| any |= request.data().word.route().is_some());
+    disk.tagset_busy_iter(|request| any |= request.data().word.route().is_some());
     any
 }
 
@@ -75,7 +75,7 @@ fn awaits_answers(disk: &Disk<Device>) -> bool {
 /// first to end it has said. Bounded: nothing here waits for a server.
 pub(super) fn run(
     disk: &Disk<Device>,
-    opened: Opened,
+    mode: IoctlMode,
     attachment: &AttachmentRef,
 ) -> Option<EndReason> {
     let device = disk.data();
@@ -89,24 +89,24 @@ pub(super) fn run(
     // And those of links that had just been replaced: they are others' to join.
     wait_for_receivers(attachment);
     // Who was sending has met the dead socket when this returns.
-    disk.wait_for_dispatch();
+    disk.quiesce_once();
     // So have the senders, then; and what one left that had not begun yet is given back.
     for connection in &attachment.connections {
         connection.outbox.close();
     }
     presence.join_senders();
     attachment.connections.iter().for_each(transmit::send_left);
-    disk.for_each_request(|request| {
+    disk.tagset_busy_iter(|request| {
         if let Some(claim) = request.data().word.claim() {
             answer(request, claim, Outcome::End(Status::IoError));
         }
     });
     // Those that wait for a connection come back, and end.
-    disk.kick_requeued();
+    disk.kick_requeue_list();
     let detached = disk.freeze().detach();
     drop(detached);
     drop(presence);
-    geometry::clear(disk, opened);
+    geometry::clear(disk, mode);
 
     device.set_pid(0);
     // Before the device is gone: whoever then finds it so waits for its number to be free.

@@ -8,12 +8,12 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{drop_together, Request},
-        bvec::{Buffer, BvecRoom},
+        block::mq::{end_batch, Request},
+        bottom_half,
+        bvec::{Buffer, BvecArray},
         compat::error::code::ENOBUFS,
         iov::Dest,
         net::socket::Wait,
-        softirq,
     },
     protocol::wire::REPLY_SIZE,
 };
@@ -34,7 +34,7 @@ const TOGETHER: usize = 32;
 /// Bytes that came over a link and are not used yet.
 pub(super) struct Inbox {
     buffer: Buffer,
-    room: BvecRoom,
+    room: BvecArray,
     /// Where in the buffer they begin and end.
     from: usize,
     to: usize,
@@ -49,7 +49,7 @@ impl Inbox {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
             buffer: Buffer::new(SIZE)?,
-            room: BvecRoom::new(PIECES.saturating_add(1))?,
+            room: BvecArray::new(PIECES.saturating_add(1))?,
             from: 0,
             to: 0,
             expects_data: false,
@@ -83,7 +83,7 @@ impl Inbox {
     /// Ends the requests that are answered: who waits for them is woken once.
     pub(super) fn end_answered(&mut self) {
         if !self.answered.is_empty() {
-            softirq::put_off(|| drop_together(&mut self.answered));
+            bottom_half::local_bh_disabled(|| end_batch(&mut self.answered));
         }
     }
 
@@ -127,7 +127,7 @@ impl Inbox {
         self.move_to_front();
         let end = if self.expects_data { REPLY_SIZE } else { SIZE };
         let mut list = self.room.list::<Dest>();
-        list.push_room(&mut self.buffer, self.to..end)
+        list.push_bytes_mut(&mut self.buffer, self.to..end)
             .map_err(|_| ENOBUFS)?;
         let (came, result) = link.socket.receive_at_least(&mut list, 1, wait);
         link.count_received(came);
@@ -153,7 +153,7 @@ impl Inbox {
         self.expects_data = true;
         let mut done = 0_usize;
         for mut piece in request.dest(0) {
-            let here = piece.fill(self.unused());
+            let here = piece.copy_to_iter(self.unused());
             self.used(here);
             done = done.saturating_add(here);
             if self.unused().is_empty() {
@@ -171,7 +171,7 @@ impl Inbox {
             let wait = self.may_wait();
             let mut list = self.room.list();
             let fits = request.push_dest(&mut list, done).is_ok()
-                && list.push_room(&mut self.buffer, 0..REPLY_SIZE).is_ok();
+                && list.push_bytes_mut(&mut self.buffer, 0..REPLY_SIZE).is_ok();
             if !fits {
                 break;
             }

@@ -6,7 +6,7 @@
 
 use super::{device::Device, keeper, setup, teardown};
 use crate::abstractions::{
-    block::mq::{Disk, Opened},
+    block::mq::{Disk, IoctlMode},
     capability::Capability,
 };
 use kernel::{
@@ -35,8 +35,8 @@ const SET_FLAGS: u32 = _IO(TYPE, 10);
 ///
 /// `EPERM` without `CAP_SYS_ADMIN`; `EINVAL` for what is no ioctl of nbd, as nbd.ko says it;
 /// `ENOTTY` for one that nbd does not have; else as the functions that are called.
-pub(super) fn handle(disk: &Disk<Device>, opened: Opened, cmd: u32, arg: usize) -> Result<i32> {
-    if !Capability::SysAdmin.is_mine() {
+pub(super) fn handle(disk: &Disk<Device>, mode: IoctlMode, cmd: u32, arg: usize) -> Result<i32> {
+    if !Capability::SysAdmin.capable() {
         return Err(EPERM);
     }
     if _IOC_TYPE(cmd) != TYPE {
@@ -48,13 +48,13 @@ pub(super) fn handle(disk: &Disk<Device>, opened: Opened, cmd: u32, arg: usize) 
             .map_err(|refusal| setup::refuse(disk, refusal))?;
     }
     match cmd {
-        SET_SOCK => setup::add_socket(disk, opened, arg)?,
+        SET_SOCK => setup::add_socket(disk, mode, arg)?,
         SET_BLKSIZE => setup::set_block_size(disk, arg)?,
         SET_SIZE => setup::set_size(disk, arg)?,
         SET_SIZE_BLOCKS => setup::set_size_blocks(disk, arg)?,
         SET_FLAGS => setup::set_flags(disk, arg)?,
         SET_TIMEOUT => setup::set_timeout(disk, arg)?,
-        DO_IT => keeper::run(disk, opened)?,
+        DO_IT => keeper::run(disk, mode)?,
         DISCONNECT => teardown::disconnect(disk),
         CLEAR_SOCK => teardown::clear(disk)?,
         // Clients still send these two; the queue is cleared, and nothing is there to be printed,

@@ -19,11 +19,11 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{AttributeFile, Claim, Disk, Opened},
-        deferred::Deferred,
+        block::mq::{AttributeFile, Claim, Disk, IoctlMode},
         kthread::Thread,
         module_ref::ModuleRef,
         pid::{self, ProcessRef},
+        work::WithWork,
     },
     protocol::{
         flags::TransmissionFlags,
@@ -50,7 +50,7 @@ impl Keeper {
     /// Wakes a worker to end `attachment`; a task in `NBD_DO_IT` has been told.
     pub(super) fn wake(&self, attachment: &AttachmentRef) {
         if let Self::Worker { devices, .. } = self {
-            Deferred::schedule_on(attachment, devices.keepers());
+            WithWork::queue_work(attachment, devices.keepers());
         }
     }
 
@@ -115,10 +115,10 @@ impl Presence {
 /// Those of the start: see [`setup::refuse`]. Then: none if the device was disconnected; `EPIPE` if
 /// all connections died, which `nbd-client -persist` answers with new ones; `ETIMEDOUT` if a request
 /// timed out; `EINTR` if a signal came.
-pub(super) fn run(disk: &Disk<Device>, opened: Opened) -> Result {
+pub(super) fn run(disk: &Disk<Device>, mode: IoctlMode) -> Result {
     let device = disk.data();
-    let (attachment, claim) = start(disk, opened)?;
-    device.set_pid(pid::current_task_number());
+    let (attachment, claim) = start(disk, mode)?;
+    device.set_pid(pid::current_pid_nr());
 
     let brought_up = bring_up(disk, &attachment, claim);
     let reason = match &brought_up {
@@ -126,7 +126,7 @@ pub(super) fn run(disk: &Disk<Device>, opened: Opened) -> Result {
         Err(_) => EndReason::StartFailed,
     };
     teardown::end(disk, reason);
-    let reason = drain::run(disk, opened, &attachment).unwrap_or(reason);
+    let reason = drain::run(disk, mode, &attachment).unwrap_or(reason);
     brought_up?;
     match reason {
         EndReason::ConnectionsLost => Err(EPIPE),
@@ -181,7 +181,7 @@ pub(super) fn connect(
     if let Some(orphan) = replaced {
         teardown::dispose(orphan);
     }
-    device.set_pid(pid::current_task_number());
+    device.set_pid(pid::current_pid_nr());
     let brought_up = bring_up(disk, &attachment, claim);
     if brought_up.is_err() {
         teardown::end(disk, EndReason::StartFailed);
@@ -207,7 +207,7 @@ fn try_connect<'a>(
     device
         .when_drained(|_| ())
         .map_err(|_| NotConnected::Interrupted)?;
-    let claim = disk.claim(Opened::NOT).ok();
+    let claim = disk.claim(IoctlMode::NOT_EXCL).ok();
     let disk_use = match claim {
         Some(_) => DiskUse::Shared,
         None => DiskUse::Exclusive,
@@ -227,13 +227,13 @@ fn try_connect<'a>(
 /// is none if somebody does under whom the generation may come back.
 fn start(
     disk: &Disk<Device>,
-    opened: Opened,
+    mode: IoctlMode,
 ) -> Result<(AttachmentRef, Option<Claim<'_, Device>>)> {
     let device = disk.data();
     loop {
         // A generation that drains wants the claim too: it must not wait for ours.
         device.when_drained(|_| ())?;
-        let claim = disk.claim(opened).ok();
+        let claim = disk.claim(mode).ok();
         let disk_use = match claim {
             Some(_) => DiskUse::Shared,
             None => DiskUse::Exclusive,
@@ -264,7 +264,7 @@ fn bring_up(
 ) -> Result {
     match claim {
         // Dirty pages of the last export must not come to this one's server.
-        Some(ref claim) => claim.change_medium(),
+        Some(ref claim) => claim.force_media_change(),
         None => dev_info!(disk.device(), "attached again under its exclusive user\n"),
     }
     try_bring_up(disk, attachment).inspect_err(|error| {
@@ -277,7 +277,7 @@ fn bring_up(
 }
 
 fn try_bring_up(disk: &Disk<Device>, attachment: &AttachmentRef) -> Result {
-    disk.update_hw_queues(u32::try_from(attachment.connections.len())?);
+    disk.update_nr_hw_queues(u32::try_from(attachment.connections.len())?);
     for connection in &attachment.connections {
         connection.link().socket.set_memalloc();
     }
@@ -331,5 +331,5 @@ fn wait_for_end(disk: &Disk<Device>, attachment: &Attachment) -> EndReason {
 /// Ends a generation that was attached by netlink; for a worker. The phase says that it drains.
 pub(super) fn finish(disk: &Disk<Device>, attachment: &AttachmentRef) {
     drain::let_server_finish(disk, attachment);
-    drain::run(disk, Opened::NOT, attachment);
+    drain::run(disk, IoctlMode::NOT_EXCL, attachment);
 }

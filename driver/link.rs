@@ -4,7 +4,7 @@
 
 use crate::{
     abstractions::{
-        net::{address::Address, socket::Socket},
+        net::{sockaddr::SockAddr, socket::Socket},
         pid::ProcessRef,
     },
     protocol::{request::Route, wire},
@@ -42,8 +42,8 @@ pub(super) struct Link {
 
 /// Where a link came from.
 pub(super) struct Origin {
-    pub(super) local: Address,
-    pub(super) peer: Address,
+    pub(super) local: SockAddr,
+    pub(super) peer: SockAddr,
     /// The process that added it.
     pub(super) added_by: i32,
 }
@@ -130,8 +130,8 @@ impl Link {
     pub(super) fn new(route: Route, socket: Socket) -> Result<Arc<Self>> {
         socket.reclassify_locks();
         let origin = Origin {
-            local: socket.local_address(),
-            peer: socket.peer_address(),
+            local: socket.getsockname(),
+            peer: socket.getpeername(),
             added_by: ProcessRef::current().number(),
         };
         Arc::pin_init(

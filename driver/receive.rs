@@ -12,7 +12,7 @@ use super::{
 use crate::{
     abstractions::{
         block::mq::{Disk, Op, Outcome, Request, Status},
-        kthread::{Body, Eagerness, Thread},
+        kthread::{SchedPolicy, Thread, ThreadFn},
         trace,
     },
     protocol::{
@@ -54,7 +54,7 @@ impl Receiver {
             inbox,
         };
         let (device, index) = (disk.data().index, connection.index);
-        Thread::spawn(fmt!("nbd{device}-recv{index}"), receiver)
+        Thread::run(fmt!("nbd{device}-recv{index}"), receiver)
     }
 
     /// Reads one reply, and what follows it.
@@ -62,10 +62,7 @@ impl Receiver {
         let bytes = self.inbox.header(&self.link)?;
         let reply = Reply::decode(&bytes).map_err(Death::WrongMagic)?;
         let unknown = Death::UnknownCookie(reply.cookie.to_wire());
-        let request = self
-            .disk
-            .request_by_tag(reply.cookie.tag())
-            .ok_or(unknown)?;
+        let request = self.disk.tag_to_rq(reply.cookie.tag()).ok_or(unknown)?;
         let claim = request
             .data()
             .word
@@ -77,7 +74,7 @@ impl Receiver {
         match self.read_result(&request, reply) {
             Ok(status) => {
                 trace::payload_received(&request, reply.cookie.to_wire());
-                if request.loses_end() {
+                if request.should_fake_timeout() {
                     claim.withhold();
                 } else {
                     answer(&request, claim, Outcome::End(status));
@@ -89,7 +86,7 @@ impl Receiver {
                 // Dead before the request's fate is asked for: it must not come back here.
                 let death = Death::CutOff(error);
                 self.attachment.kill(&self.connection, &self.link, death);
-                answer(&request, claim, self.attachment.fate());
+                answer(&request, claim, self.attachment.disposition());
                 Err(death)
             }
         }
@@ -134,7 +131,7 @@ impl Receiver {
     }
 
     fn report(&self, request: &Request<Device>, error: ServerError) {
-        if let Some(may) = self.attachment.said.may_say() {
+        if let Some(passed) = self.attachment.said.ratelimit() {
             dev_err!(
                 self.disk.device(),
                 "the server failed {:?} at byte {}, {} bytes: error {} ({error:?}); {} lines like this held back\n",
@@ -142,15 +139,15 @@ impl Receiver {
                 request.sector() << 9,
                 request.bytes(),
                 error.number(),
-                may.held_back
+                passed.missed
             );
         }
     }
 }
 
-impl Body for Receiver {
+impl ThreadFn for Receiver {
     // Answers free what they answer.
-    const EAGERNESS: Eagerness = Eagerness::Eager;
+    const SCHED_POLICY: SchedPolicy = SchedPolicy::HighPri;
 
     fn run(mut self) {
         let death = loop {

@@ -68,7 +68,7 @@ pub(super) fn sockets(
 ) -> Result<usize> {
     let mut old = KVec::with_capacity(sockets.len(), GFP_KERNEL)?;
     let result = put_all(disk, attachment, sockets, scope, &mut old);
-    disk.kick_requeued();
+    disk.kick_requeue_list();
     let taken = old.len();
     retire(disk, attachment, old);
     result.map(|()| taken)
@@ -135,7 +135,7 @@ fn put<'a>(
         epoch: connection.link().route.epoch.wrapping_add(1),
     };
     socket.set_memalloc();
-    socket.set_send_timeout(attachment.timeout());
+    socket.set_sndtimeo(attachment.timeout());
     let link = Link::new(route, socket)?;
     let receiver = Receiver::start(disk, attachment, connection, link.clone())?;
 
@@ -158,7 +158,7 @@ fn put<'a>(
     if let Some(partial) = partial {
         if let Some(sending) = partial.request.data().word.resume(partial.mark) {
             if let Some(claim) = sending.abandon() {
-                answer(&partial.request, claim, attachment.fate());
+                answer(&partial.request, claim, attachment.disposition());
             }
         }
     }
@@ -231,6 +231,6 @@ fn retire(disk: &Disk<Device>, attachment: &AttachmentRef, old: KVec<Old<'_>>) {
 /// Whether an answer is awaited over a link.
 fn awaits_answers(disk: &Disk<Device>, route: Route) -> bool {
     let mut any = false;
-    disk.for_each_request(|request| any |= request.data().word.route() == Some(route));
+    disk.tagset_busy_iter(|request| any |= request.data().word.route() == Some(route));
     any
 }

@@ -7,7 +7,7 @@
 //! more, which then goes out at once; the server answers it at once, and so on.
 
 use super::{connection::ConnectionRef, transmit};
-use crate::abstractions::kthread::{Body, Eagerness, Thread};
+use crate::abstractions::kthread::{SchedPolicy, Thread, ThreadFn};
 use kernel::prelude::*;
 
 /// Sends what waits on a connection until it is not needed any more.
@@ -22,12 +22,12 @@ impl Sender {
         let sender = Self {
             connection: connection.clone(),
         };
-        Thread::spawn(fmt!("nbd{device}-send{index}"), sender)
+        Thread::run(fmt!("nbd{device}-send{index}"), sender)
     }
 }
 
-impl Body for Sender {
-    const EAGERNESS: Eagerness = Eagerness::Patient;
+impl ThreadFn for Sender {
+    const SCHED_POLICY: SchedPolicy = SchedPolicy::Batch;
 
     fn run(self) {
         while self.connection.outbox.wait() {

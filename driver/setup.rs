@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{max_block_size, Disk, Opened},
+        block::mq::{max_block_size, Disk, IoctlMode},
         net::socket::{Socket, Unusable},
         pid::ProcessRef,
     },
@@ -32,7 +32,7 @@ pub(super) const MAX_TIMEOUT: u32 = u32::MAX / 1000;
 ///
 /// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
 pub(super) fn refuse(disk: &Disk<Device>, refusal: Refusal) -> Error {
-    if disk.data().said.may_say().is_some() {
+    if disk.data().said.ratelimit().is_some() {
         let why = Explained::new(disk, refusal);
         dev_err!(disk.device(), "{why}\n");
     }
@@ -71,7 +71,7 @@ impl Explained {
                     .map(|owner| CString::try_from_fmt(fmt!("{owner}")))
             }
             Refusal::Held => {
-                let user = disk.exclusive_user();
+                let user = disk.bd_holder();
                 user.map(|user| CString::try_from_fmt(fmt!("{user}")))
             }
             _ => None,
@@ -132,7 +132,7 @@ impl fmt::Display for Explained {
 }
 
 /// `NBD_SET_SOCK`: adds a socket to the caller's setup.
-pub(super) fn add_socket(disk: &Disk<Device>, opened: Opened, fd: usize) -> Result {
+pub(super) fn add_socket(disk: &Disk<Device>, mode: IoctlMode, fd: usize) -> Result {
     let Ok(fd) = i32::try_from(fd) else {
         dev_err!(disk.device(), "{fd} is no file descriptor\n");
         return Err(EINVAL);
@@ -140,7 +140,7 @@ pub(super) fn add_socket(disk: &Disk<Device>, opened: Opened, fd: usize) -> Resu
     let caller = ProcessRef::current();
     // First the refusals that are not the socket's fault, as nbd.ko does.
     disk.data().when_drained(|_| ())?;
-    let disk_use = match disk.claim(opened) {
+    let disk_use = match disk.claim(mode) {
         Ok(_) => DiskUse::Shared,
         Err(_) => DiskUse::Exclusive,
     };

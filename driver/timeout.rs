@@ -20,10 +20,10 @@ pub(super) fn handle(
 ) -> Timeout {
     let (Some(attachment), Some(route)) = (attachment, request.data().word.route()) else {
         // It is on its way back to the block layer.
-        return Timeout::Again;
+        return Timeout::ResetTimer;
     };
     if attachment.timeout() == 0 {
-        if attachment.said.may_say().is_some() {
+        if attachment.said.ratelimit().is_some() {
             dev_info!(
                 disk.device(),
                 "possible stuck request: {:?} at byte {}, {} bytes, unanswered on connection {} for {} s or more: no time-out is set, disconnect to end it\n",
@@ -41,9 +41,9 @@ pub(super) fn handle(
         .is_some_and(|age| age < u64::from(attachment.timeout()).saturating_mul(1000))
     {
         // It has waited for another connection, which was stuck, and this one has its full time.
-        return Timeout::Again;
+        return Timeout::ResetTimer;
     } else if let Some((connection, link)) = attachment.link_of(route) {
         attachment.kill(connection, &link, Death::TimedOut);
     }
-    Timeout::Again
+    Timeout::ResetTimer
 }

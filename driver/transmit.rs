@@ -62,7 +62,7 @@ pub(super) fn header(request: &Request<Device>, cookie: Cookie) -> [u8; REQUEST_
         command,
         flags: CommandFlags {
             fua: request.is_fua(),
-            no_hole: request.is_no_unmap() && command == Command::WriteZeroes,
+            no_hole: request.is_nounmap() && command == Command::WriteZeroes,
         },
         cookie,
         offset: if has_range { request.sector() << 9 } else { 0 },
@@ -112,7 +112,7 @@ fn try_submit(
     let attachment = attachment.ok_or(FAILED)?;
     let command = command(request).ok_or(Outcome::End(Status::NotSupported))?;
     if command.modifies() && attachment.flags().contains(TransmissionFlags::READ_ONLY) {
-        if attachment.said.may_say().is_some() {
+        if attachment.said.ratelimit().is_some() {
             dev_err!(
                 disk.device(),
                 "{} at byte {} refused: the export is read-only\n",
@@ -123,7 +123,9 @@ fn try_submit(
         return Err(FAILED);
     }
     let connection = loop {
-        let connection = attachment.choose(queue).ok_or_else(|| attachment.fate())?;
+        let connection = attachment
+            .choose(queue)
+            .ok_or_else(|| attachment.disposition())?;
         if connection.outbox.put(request).is_ok() {
             break connection;
         }
@@ -194,14 +196,14 @@ fn send_some(
     let mut earlier = None;
     // Under the lock: after a disconnect message nothing may be sent.
     if tx.link.is_dead() || attachment.is_draining() {
-        return Err(attachment.fate());
+        return Err(attachment.disposition());
     }
     if !finish_earlier(connection, tx, &mut earlier) {
         // Only a signal stops this. The connection's sender comes here without one.
         return Err(Outcome::Requeue);
     }
     if tx.link.is_dead() {
-        return Err(attachment.fate());
+        return Err(attachment.disposition());
     }
     let waited = since.elapsed() > PATIENCE;
     let Tx {
@@ -375,7 +377,7 @@ fn settle(
             // requests before this one was among them.
             if tx.link.is_dead() {
                 if let Some(claim) = request.data().word.claim_from(tx.link.route) {
-                    answer(request, claim, attachment.fate());
+                    answer(request, claim, attachment.disposition());
                 }
             }
         }
@@ -396,7 +398,7 @@ fn settle(
         Sent::Failed(error) => {
             attachment.kill(connection, &tx.link, death(error));
             if let Some(claim) = sending.abandon() {
-                answer(request, claim, attachment.fate());
+                answer(request, claim, attachment.disposition());
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use super::socket_pair::sockets;
 use crate::abstractions::{
-    bvec::{Buffer, BvecRoom},
+    bvec::{Buffer, BvecArray},
     compat::error::code::ENOBUFS,
     net::{
         socket::{More, Socket, Wait},
@@ -25,9 +25,10 @@ fn send(socket: &Socket, staging: &mut Staging) -> (usize, Result) {
 }
 
 fn receive(socket: &Socket, bytes: usize) -> Result<Buffer> {
-    let (mut buffer, mut room) = (Buffer::new(bytes)?, BvecRoom::new(1)?);
+    let (mut buffer, mut room) = (Buffer::new(bytes)?, BvecArray::new(1)?);
     let mut list = room.list();
-    list.push_room(&mut buffer, 0..bytes).map_err(|_| ENOBUFS)?;
+    list.push_bytes_mut(&mut buffer, 0..bytes)
+        .map_err(|_| ENOBUFS)?;
     socket.receive(&mut list).1?;
     Ok(buffer)
 }

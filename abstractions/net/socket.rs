@@ -7,8 +7,8 @@
 use crate::{
     abstractions::{
         compat::error::code::ENOTSOCK,
-        iov::{self, Dest, IoVec, Source},
-        net::address::Address,
+        iov::{self, Dest, IovIter, Source},
+        net::sockaddr::SockAddr,
     },
     bindings as extra,
 };
@@ -79,15 +79,15 @@ impl Socket {
     }
 
     /// Our end's address.
-    pub(crate) fn local_address(&self) -> Address {
+    pub(crate) fn getsockname(&self) -> SockAddr {
         // SAFETY: By the type invariant; there is room for any address.
-        Address::read(|room| unsafe { bindings::kernel_getsockname(self.0.as_ptr(), room) })
+        SockAddr::read(|room| unsafe { bindings::kernel_getsockname(self.0.as_ptr(), room) })
     }
 
     /// The other end's address, while it is connected.
-    pub(crate) fn peer_address(&self) -> Address {
+    pub(crate) fn getpeername(&self) -> SockAddr {
         // SAFETY: As above.
-        Address::read(|room| unsafe { bindings::kernel_getpeername(self.0.as_ptr(), room) })
+        SockAddr::read(|room| unsafe { bindings::kernel_getpeername(self.0.as_ptr(), room) })
     }
 
     fn sk(&self) -> *mut bindings::sock {
@@ -110,7 +110,7 @@ impl Socket {
     }
 
     /// Bounds how long a send may wait for the peer, in seconds; 0 for no bound.
-    pub(crate) fn set_send_timeout(&self, seconds: u32) {
+    pub(crate) fn set_sndtimeo(&self, seconds: u32) {
         let jiffies = match seconds {
             0 => MAX_SCHEDULE_TIMEOUT,
             seconds => kernel::time::msecs_to_jiffies(seconds.saturating_mul(1000)) as isize,
@@ -123,7 +123,7 @@ impl Socket {
     ///
     /// Returns how many bytes went, and what stopped the rest: `EINTR` or `ERESTARTSYS` for a
     /// signal, `EAGAIN` for a bound on waiting, else what the socket says.
-    pub(crate) fn send<V: IoVec<Source>>(
+    pub(crate) fn send<V: IovIter<Source>>(
         &self,
         data: &mut V,
         more: More,
@@ -145,7 +145,7 @@ impl Socket {
     /// Fills `data`, all of it unless something fails. Sleeps.
     ///
     /// Returns how many bytes came, and what stopped the rest: `EPIPE` if the peer has closed.
-    pub(crate) fn receive(&self, data: &mut impl IoVec<Dest>) -> (usize, Result) {
+    pub(crate) fn receive(&self, data: &mut impl IovIter<Dest>) -> (usize, Result) {
         let flags = bindings::MSG_NOSIGNAL | bindings::MSG_WAITALL;
         self.receive_with(data, flags, usize::MAX)
     }
@@ -156,7 +156,7 @@ impl Socket {
     /// Returns as [`Self::receive`] does, and `EAGAIN` for what it would have to wait for.
     pub(crate) fn receive_at_least(
         &self,
-        data: &mut impl IoVec<Dest>,
+        data: &mut impl IovIter<Dest>,
         enough: usize,
         wait: Wait,
     ) -> (usize, Result) {
@@ -169,7 +169,7 @@ impl Socket {
 
     fn receive_with(
         &self,
-        data: &mut impl IoVec<Dest>,
+        data: &mut impl IovIter<Dest>,
         flags: u32,
         enough: usize,
     ) -> (usize, Result) {

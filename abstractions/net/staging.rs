@@ -11,7 +11,7 @@
 //! [`include/linux/highmem.h`](srctree/include/linux/highmem.h)
 
 use crate::{
-    abstractions::iov::{Direction, IoVec, Source},
+    abstractions::iov::{Direction, IovIter, Source},
     bindings as extra,
 };
 use kernel::{
@@ -206,7 +206,7 @@ impl Staging {
 // SAFETY: The parts are of pages that `self` keeps, and were copied to. Whoever takes a reference to
 // a page may read these parts for as long: nobody writes to a page that others refer to, but behind
 // what was listed.
-unsafe impl IoVec<Source> for Staging {
+unsafe impl IovIter<Source> for Staging {
     const FLAGS: u32 = bindings::MSG_SPLICE_PAGES;
 
     fn as_raw(&mut self) -> *mut bindings::iov_iter {

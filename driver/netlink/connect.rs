@@ -8,7 +8,7 @@ use crate::{
         block::mq::Disk,
         module_ref::ModuleRef,
         net::{
-            genetlink::{attribute_size, Operation, PutAttributes, Validation},
+            genetlink::{nla_total_size, Operation, PutAttributes, Validation},
             socket::Socket,
         },
         pid::ProcessRef,
@@ -81,7 +81,7 @@ impl Operation<Arc<Devices>> for Connect {
 }
 
 fn reply(info: &Request<'_>, index: u32) -> Result {
-    let mut reply = info.new_reply(attribute_size(size_of::<u32>()))?;
+    let mut reply = info.new_reply(nla_total_size(size_of::<u32>()))?;
     reply.put_u32(attribute::INDEX, index)?;
     info.reply(reply)
 }
@@ -107,7 +107,7 @@ struct Wanted {
 impl Wanted {
     /// Attaches device `index`, or the first that is free. Returns its number.
     fn attach(&self, info: &Request<'_>, index: Option<u32>) -> Result<u32> {
-        let hw_queues = u32::try_from(self.fds.len())?.max(1);
+        let nr_hw_queues = u32::try_from(self.fds.len())?.max(1);
         // All is looked at before a device is made for it.
         let mut sockets = Some(open_all(info, &self.fds)?);
         self.config.may_have(self.fds.len()).map_err(|refusal| {
@@ -115,7 +115,7 @@ impl Wanted {
         })?;
         let mut from = 0;
         loop {
-            let entry = self.choose(info, index, from, hw_queues)?;
+            let entry = self.choose(info, index, from, nr_hw_queues)?;
             let disk = entry.disk();
             let sockets = match sockets.take() {
                 Some(sockets) => sockets,
@@ -159,12 +159,12 @@ impl Wanted {
         info: &Request<'_>,
         index: Option<u32>,
         from: u32,
-        hw_queues: u32,
+        nr_hw_queues: u32,
     ) -> Result<Arc<Entry>> {
         let devices = &self.devices;
         let found = match index {
-            Some(index) => Devices::find_or_add(devices, index, hw_queues).map(Some),
-            None => Devices::first_free(devices, from, hw_queues),
+            Some(index) => Devices::find_or_add(devices, index, nr_hw_queues).map(Some),
+            None => Devices::first_free(devices, from, nr_hw_queues),
         };
         match found {
             Ok(Some(entry)) => Ok(entry),
@@ -208,7 +208,7 @@ impl Wanted {
                     }
                     None => None,
                 },
-                _module: ModuleRef::get(devices.module()).ok_or(ENODEV)?,
+                _module: ModuleRef::try_get(devices.module()).ok_or(ENODEV)?,
             })
         })
     }

@@ -32,7 +32,7 @@ impl Operation<Arc<Devices>> for Disconnect {
         };
         teardown::disconnect(entry.disk());
         entry.disk().data().when_drained(|_| ()).map_err(|_| {
-            info.ext_ack().refuse(
+            info.ext_ack().err_msg(
                 EINTR,
                 fmt!("nbd{index}: a signal came; it is being detached nevertheless"),
             )

@@ -7,7 +7,7 @@
 use crate::{
     abstractions::block::mq::Disk,
     abstractions::net::genetlink::{
-        attribute_size, Info, Message, Nest, Operation, PutAttributes, Validation,
+        nla_total_size, Info, Message, Nest, Operation, PutAttributes, Validation,
     },
     driver::{device::Device, devices::Devices},
     protocol::{
@@ -18,8 +18,8 @@ use crate::{
 use kernel::{prelude::*, sync::Arc};
 
 /// Bytes of a device's item.
-const ITEM: usize = attribute_size(
-    attribute_size(size_of::<u32>()).saturating_add(attribute_size(size_of::<u8>())),
+const ITEM: usize = nla_total_size(
+    nla_total_size(size_of::<u32>()).saturating_add(nla_total_size(size_of::<u8>())),
 );
 
 /// The number that means all devices, as a `u32`: -1.
@@ -45,10 +45,10 @@ impl Operation<Arc<Devices>> for Status {
             _ => 1,
         };
         // Some may be added meanwhile.
-        let room = attribute_size(ITEM.saturating_mul(count.saturating_add(8)));
+        let room = nla_total_size(ITEM.saturating_mul(count.saturating_add(8)));
         let mut reply = info.new_reply(room)?;
         fill(&mut reply, devices, index).inspect_err(|_| {
-            info.ext_ack().say(fmt!(
+            info.ext_ack().set_msg(fmt!(
                 "{count} devices are too many for one reply: ask by index"
             ));
         })?;
@@ -58,7 +58,7 @@ impl Operation<Arc<Devices>> for Status {
 
 /// Fails if there is no room.
 fn fill(reply: &mut Message, devices: &Devices, index: u32) -> Result {
-    let mut list = reply.nest_unmarked(attribute::DEVICE_LIST)?;
+    let mut list = reply.nest_noflag(attribute::DEVICE_LIST)?;
     if index == ALL {
         devices.try_for_each(|disk| put(&mut list, disk))?;
     } else if let Some(entry) = devices.find(index) {
@@ -71,7 +71,7 @@ fn put(list: &mut Nest<'_>, disk: &Disk<Device>) -> Result {
     let device = disk.data();
     // nbd.ko also counts a device as connected that is open and nothing else.
     let connected = !matches!(device.lock_setup().phase(), Phase::Idle);
-    let mut item = list.nest_unmarked(device::ITEM)?;
+    let mut item = list.nest_noflag(device::ITEM)?;
     item.put_u32(device::INDEX, device.index)?;
     item.put_u8(device::CONNECTED, connected.into())?;
     item.end()

@@ -120,7 +120,7 @@ impl<T: Operations, A: Attribute<T>> Drop for AttributeFile<T, A> {
     }
 }
 
-/// A directory of attributes, for [`super::DiskBuilder`] to put into the disk's.
+/// A directory of attributes, for [`super::GenDiskBuilder`] to put into the disk's.
 pub(crate) struct AttributeGroup<T: Operations> {
     /// The directory's name.
     pub(crate) name: &'static CStr,

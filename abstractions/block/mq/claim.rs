@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who uses a disk exclusively, and changing what is behind it while nobody does.
+//! Who uses a disk excl, and changing what is behind it while nobody does.
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
@@ -16,7 +16,7 @@ use kernel::{bindings, error::to_result, fmt, prelude::*, types::ScopeGuard};
 /// # Invariants
 ///
 /// If it is `prepared`, that was with the disk itself as the holder. Else the caller of the driver
-/// has the disk open exclusively, for as long as this lives.
+/// has the disk open excl, for as long as this lives.
 pub(crate) struct Claim<'a, T: Operations> {
     disk: &'a Disk<T>,
     prepared: bool,
@@ -25,23 +25,23 @@ pub(crate) struct Claim<'a, T: Operations> {
 /// How the caller of an ioctl has the disk open: as the block layer says, so a driver cannot make
 /// one up.
 #[derive(Clone, Copy)]
-pub(crate) struct Opened {
+pub(crate) struct IoctlMode {
     /// The whole disk for himself (`O_EXCL`), not as any number of others may.
-    pub(super) exclusively: bool,
+    pub(super) excl: bool,
 }
 
-impl Opened {
+impl IoctlMode {
     /// Not at all, or by a task that does not need it to be his.
-    pub(crate) const NOT: Self = Self { exclusively: false };
+    pub(crate) const NOT_EXCL: Self = Self { excl: false };
 }
 
-/// Who uses a disk exclusively, as far as the kernel says.
-pub(crate) struct ExclusiveUser {
+/// Who uses a disk excl, as far as the kernel says.
+pub(crate) struct BdHolder {
     partition: Option<u8>,
     filesystem: bool,
 }
 
-impl fmt::Display for ExclusiveUser {
+impl fmt::Display for BdHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.filesystem {
             write!(f, "a mounted filesystem")?;
@@ -61,8 +61,8 @@ impl<T: Operations> Disk<T> {
     ///
     /// Fails with `EBUSY` if somebody has the disk, or one of its partitions, for himself: but for
     /// the caller on whose behalf this is, who has it `opened` so.
-    pub(crate) fn claim(&self, opened: Opened) -> Result<Claim<'_, T>> {
-        if opened.exclusively {
+    pub(crate) fn claim(&self, mode: IoctlMode) -> Result<Claim<'_, T>> {
+        if mode.excl {
             return Ok(Claim {
                 disk: self,
                 prepared: false,
@@ -83,9 +83,9 @@ impl<T: Operations> Disk<T> {
         })
     }
 
-    /// Who uses the disk exclusively. Takes the disk's open lock. For a message only: it may have
+    /// Who uses the disk excl. Takes the disk's open lock. For a message only: it may have
     /// changed when this returns.
-    pub(crate) fn exclusive_user(&self) -> Option<ExclusiveUser> {
+    pub(crate) fn bd_holder(&self) -> Option<BdHolder> {
         let mut found = None;
         self.for_each_bdev(|bdev| {
             // SAFETY: `for_each_bdev` passes a valid block device. The fields may change
@@ -99,7 +99,7 @@ impl<T: Operations> Disk<T> {
             };
             // A partition tells more than the disk, which is marked as well when one is in use.
             if !holder.is_null() {
-                found = Some(ExclusiveUser {
+                found = Some(BdHolder {
                     partition: (number != 0).then_some(number),
                     filesystem: !ops.is_null(),
                 });
@@ -150,7 +150,7 @@ impl<T: Operations> Claim<'_, T> {
     /// of the old one is dropped, written or not, also where it is mapped, and the disk's sequence
     /// number moves. That write-back to the old one failed is told to those alone who have it open.
     /// Takes the disk's open lock; sleeps, but for no I/O of dirty data.
-    pub(crate) fn change_medium(&self) {
+    pub(crate) fn force_media_change(&self) {
         self.disk.for_each_bdev(|bdev| {
             let mut since = 0;
             // SAFETY: `for_each_bdev` passes a valid block device, with its page cache. With the

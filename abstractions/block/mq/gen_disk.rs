@@ -6,7 +6,7 @@
 
 use super::{
     attribute::{AttributeGroup, RawGroups},
-    operations::{Operations, Tables},
+    operations::{Operations, OperationsVTable},
     queue::AttachmentCell,
     request::{Pdu, Request},
     QueueLimits,
@@ -33,7 +33,7 @@ struct TagSet<T: Operations> {
 }
 
 impl<T: Operations> TagSet<T> {
-    fn new(hw_queues: u32, depth: u32, scheduled: bool) -> impl PinInit<Self, Error> {
+    fn new(nr_hw_queues: u32, depth: u32, scheduled: bool) -> impl PinInit<Self, Error> {
         let scheduler = match scheduled {
             true => 0,
             false => bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
@@ -43,8 +43,8 @@ impl<T: Operations> TagSet<T> {
                 // SAFETY: `set` is valid for writes, and nobody else looks at it yet.
                 unsafe {
                     set.write(bindings::blk_mq_tag_set {
-                        ops: &Tables::<T>::MQ_OPS,
-                        nr_hw_queues: hw_queues,
+                        ops: &OperationsVTable::<T>::MQ_OPS,
+                        nr_hw_queues,
                         nr_maps: 1,
                         queue_depth: depth,
                         numa_node: bindings::NUMA_NO_NODE,
@@ -86,7 +86,7 @@ impl<T: Operations> Private<T> {
     ///
     /// # Safety
     ///
-    /// `disk` was made by [`DiskBuilder`] for `T`; nobody uses its private data after this.
+    /// `disk` was made by [`GenDiskBuilder`] for `T`; nobody uses its private data after this.
     pub(super) unsafe fn from_disk(disk: *mut bindings::gendisk) -> Pin<KBox<Self>> {
         // SAFETY: The builder put a pinned box there, by the safety requirement for the last time.
         unsafe { Pin::new_unchecked(KBox::from_raw((*disk).private_data.cast())) }
@@ -97,7 +97,7 @@ impl<T: Operations> Private<T> {
 ///
 /// # Invariants
 ///
-/// `self.0` is a valid `struct gendisk` made by [`DiskBuilder`] for `T`.
+/// `self.0` is a valid `struct gendisk` made by [`GenDiskBuilder`] for `T`.
 #[repr(transparent)]
 pub(crate) struct Disk<T: Operations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
@@ -106,7 +106,7 @@ impl<T: Operations> Disk<T> {
     ///
     /// # Safety
     ///
-    /// `disk` must have been made by [`DiskBuilder`] for `T`, and stay valid for `'a`.
+    /// `disk` must have been made by [`GenDiskBuilder`] for `T`, and stay valid for `'a`.
     pub(super) unsafe fn from_raw<'a>(disk: *mut bindings::gendisk) -> &'a Self {
         // SAFETY: By the safety requirement; `Self` is transparent.
         unsafe { &*disk.cast::<Self>() }
@@ -165,12 +165,12 @@ impl<T: Operations> Disk<T> {
     pub(crate) fn set_capacity_and_notify(&self, sectors: u64) {
         // SAFETY: By the type invariant.
         if !unsafe { bindings::set_capacity_and_notify(self.as_raw(), sectors) } {
-            self.notify_change();
+            self.uevent_change();
         }
     }
 
     /// Sends user space a change event of this disk. May sleep.
-    pub(crate) fn notify_change(&self) {
+    pub(crate) fn uevent_change(&self) {
         // SAFETY: By the type invariant; the device's kobject is initialised.
         unsafe {
             bindings::kobject_uevent(
@@ -181,7 +181,7 @@ impl<T: Operations> Disk<T> {
     }
 
     /// Has the partition table read anew when the disk is opened next.
-    pub(crate) fn need_partition_scan(&self) {
+    pub(crate) fn need_part_scan(&self) {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_disk_need_part_scan(self.as_raw()) };
     }
@@ -219,7 +219,7 @@ unsafe impl<T: Operations> AlwaysRefCounted for Disk<T> {
 }
 
 /// A disk to be made.
-pub(crate) struct DiskBuilder {
+pub(crate) struct GenDiskBuilder {
     /// Major number, registered by the driver.
     pub(crate) major: u32,
     /// First minor number.
@@ -227,7 +227,7 @@ pub(crate) struct DiskBuilder {
     /// How many minor numbers the disk and its partitions have.
     pub(crate) minors: u32,
     /// How many hardware queues it starts with; the block layer makes no more than there are CPUs.
-    pub(crate) hw_queues: u32,
+    pub(crate) nr_hw_queues: u32,
     /// How many requests each hardware queue takes.
     pub(crate) queue_depth: u32,
     /// Whether it starts with the block layer's choice of an I/O scheduler, or without one. User
@@ -237,7 +237,7 @@ pub(crate) struct DiskBuilder {
     pub(crate) limits: QueueLimits,
 }
 
-impl DiskBuilder {
+impl GenDiskBuilder {
     /// Makes the disk, empty, and adds it to the system. May sleep.
     pub(crate) fn build<T: Operations>(
         self,
@@ -248,9 +248,9 @@ impl DiskBuilder {
     ) -> Result<GenDisk<T>> {
         let private = KBox::pin_init(
             try_pin_init!(Private::<T> {
-                tag_set <- TagSet::new(self.hw_queues, self.queue_depth, self.scheduled),
+                tag_set <- TagSet::new(self.nr_hw_queues, self.queue_depth, self.scheduled),
                 attachment: AttachmentCell::new(),
-                fops: Tables::<T>::fops(owner),
+                fops: OperationsVTable::<T>::fops(owner),
                 groups: RawGroups::new(attributes)?,
                 data <- data,
             }),
@@ -331,9 +331,9 @@ impl<T: Operations> Disk<T> {
     /// names no request, or one that is at the block layer.
     ///
     /// Any context. The tag need not be trusted.
-    pub(crate) fn request_by_tag(&self, unique_tag: u32) -> Option<ARef<Request<T>>> {
-        let _tags_stay = self.keep_from_freezing()?;
-        let _requests_stay = self.keep_requests();
+    pub(crate) fn tag_to_rq(&self, unique_tag: u32) -> Option<ARef<Request<T>>> {
+        let _tags_stay = self.try_enter_queue()?;
+        let _requests_stay = self.tags_srcu_read_lock();
         let hw_queue = (unique_tag >> bindings::BLK_MQ_UNIQUE_TAG_BITS) as usize;
         let tag = unique_tag & bindings::BLK_MQ_UNIQUE_TAG_MASK;
         let set = self.tag_set();
@@ -359,7 +359,7 @@ impl<T: Operations> Disk<T> {
     /// Keeps the memory of requests from being freed. That of an I/O scheduler's is freed when the
     /// scheduler has changed, with the queue in use again; its tags' numbers may lead there until
     /// then.
-    fn keep_requests(&self) -> impl Drop + '_ {
+    fn tags_srcu_read_lock(&self) -> impl Drop + '_ {
         let set = self.tag_set();
         // SAFETY: The set is initialised, and the disk keeps it.
         let index = unsafe { extra::rnbd_helper_blk_mq_tags_lock(set) };
@@ -371,7 +371,7 @@ impl<T: Operations> Disk<T> {
 
     /// Keeps the queue from freezing, and so the set's tags from being freed. None, if the queue is
     /// frozen: then no request is in flight.
-    pub(super) fn keep_from_freezing(&self) -> Option<impl Drop + '_> {
+    pub(super) fn try_enter_queue(&self) -> Option<impl Drop + '_> {
         let counter = |queue: *mut bindings::request_queue| {
             // SAFETY: The counter is part of the queue, which the disk keeps.
             unsafe { &raw mut (*queue).q_usage_counter }
@@ -390,7 +390,7 @@ impl<T: Operations> Disk<T> {
     /// Calls `visit` for each request that the driver has at the moment. May sleep if that does.
     ///
     /// Requests that come or go meanwhile may be visited or not.
-    pub(crate) fn for_each_request<F: FnMut(&Request<T>)>(&self, mut visit: F) {
+    pub(crate) fn tagset_busy_iter<F: FnMut(&Request<T>)>(&self, mut visit: F) {
         /// # Safety
         ///
         /// Only for `blk_mq_tagset_busy_iter`, with the closure that it was given.
@@ -405,7 +405,7 @@ impl<T: Operations> Disk<T> {
             }
             true
         }
-        let Some(_tags_stay) = self.keep_from_freezing() else {
+        let Some(_tags_stay) = self.try_enter_queue() else {
             return;
         };
         // SAFETY: The set is initialised; `trampoline` fits the closure that goes with it.

@@ -116,7 +116,7 @@ impl<T: Operations> Disk<T> {
         change(&mut limits);
         let frozen = match self.capacity() {
             0 if !had_cache => None,
-            _ => match self.try_freeze(PATIENCE_MS) {
+            _ => match self.freeze_wait_timeout(PATIENCE_MS) {
                 Ok(frozen) => Some(frozen),
                 Err(error) => {
                     // SAFETY: The update was started above.

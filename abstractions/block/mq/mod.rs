@@ -27,9 +27,9 @@ mod request;
 mod request_data;
 
 pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttribute};
-pub(crate) use claim::{Claim, Opened};
-pub(crate) use completion::drop_together;
-pub(crate) use gen_disk::{Disk, DiskBuilder, GenDisk};
+pub(crate) use claim::{Claim, IoctlMode};
+pub(crate) use completion::end_batch;
+pub(crate) use gen_disk::{Disk, GenDisk, GenDiskBuilder};
 pub(crate) use limits::{max_block_size, QueueLimits};
 pub(crate) use operations::{OpenMode, Operations, Timeout};
 pub(crate) use request::{Op, Outcome, Request, Status};

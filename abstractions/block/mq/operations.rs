@@ -6,7 +6,7 @@
 //! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{
-    claim::Opened,
+    claim::IoctlMode,
     gen_disk::{Disk, Private},
     request::{Pdu, Request},
 };
@@ -23,7 +23,7 @@ use kernel::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timeout {
     /// Wait once more for as long (`BLK_EH_RESET_TIMER`).
-    Again,
+    ResetTimer,
 }
 
 /// How the disk or a partition is opened.
@@ -86,15 +86,15 @@ pub(crate) trait Operations: Sized + 'static {
     }
 
     /// An ioctl that the block layer does not know, from a 64-bit or a 32-bit task.
-    fn ioctl(_disk: &Disk<Self>, _opened: Opened, _cmd: u32, _arg: usize) -> Result<i32> {
+    fn ioctl(_disk: &Disk<Self>, _mode: IoctlMode, _cmd: u32, _arg: usize) -> Result<i32> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 }
 
 /// The C functions that call a driver's [`Operations`].
-pub(super) struct Tables<T: Operations>(PhantomData<T>);
+pub(super) struct OperationsVTable<T: Operations>(PhantomData<T>);
 
-impl<T: Operations> Tables<T> {
+impl<T: Operations> OperationsVTable<T> {
     /// `blk_mq_ops` for `T`.
     pub(super) const MQ_OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq),
@@ -140,7 +140,7 @@ impl<T: Operations> Tables<T> {
     ///
     /// # Safety
     ///
-    /// `queue` belongs to a disk made by [`super::DiskBuilder`] for `T`, valid for `'a`.
+    /// `queue` belongs to a disk made by [`super::GenDiskBuilder`] for `T`, valid for `'a`.
     pub(super) unsafe fn private<'a>(queue: *mut bindings::request_queue) -> &'a Private<T> {
         // SAFETY: By the safety requirement `queuedata` is what the builder put there.
         unsafe { &*(*queue).queuedata.cast::<Private<T>>() }
@@ -158,7 +158,7 @@ impl<T: Operations> Tables<T> {
         // SAFETY: As above; a queue that dispatches has its disk.
         let (private, disk) = unsafe { (Self::private(queue), Disk::from_raw((*queue).disk)) };
         // SAFETY: blk-mq hands the request over; it is never given back with an error status.
-        let (request, last) = unsafe { (Request::<T>::take_over((*bd).rq), (*bd).last) };
+        let (request, last) = unsafe { (Request::<T>::start((*bd).rq), (*bd).last) };
         // SAFETY: `request` lives to the end of this function, and keeps the queue from freezing.
         let attachment = unsafe { private.attachment.get() };
         T::queue_rq(disk, attachment, &request, number, last);
@@ -202,7 +202,7 @@ impl<T: Operations> Tables<T> {
         // SAFETY: As above; a queue that dispatches has its disk.
         let (private, disk) = unsafe { (Self::private(queue), Disk::from_raw((*queue).disk)) };
         // If the queue is frozen all requests have ended: there is nothing to commit.
-        if let Some(_not_frozen) = disk.keep_from_freezing() {
+        if let Some(_not_frozen) = disk.try_enter_queue() {
             // SAFETY: The queue does not freeze before the end of this function.
             T::commit_rqs(disk, unsafe { private.attachment.get() }, number);
         }
@@ -223,7 +223,7 @@ impl<T: Operations> Tables<T> {
         // SAFETY: `request` lives to the end of this function, and keeps the queue from freezing.
         let attachment = unsafe { private.attachment.get() };
         match T::timeout(disk, attachment, &request) {
-            Timeout::Again => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
+            Timeout::ResetTimer => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
         }
     }
 
@@ -303,11 +303,11 @@ impl<T: Operations> Tables<T> {
             let disk = (*bdev).bd_disk;
             (Disk::from_raw(disk), (*disk).part0)
         };
-        let opened = Opened {
+        let mode = IoctlMode {
             // Whoever has a partition for himself leaves the others to others.
-            exclusively: mode & extra::BLK_OPEN_EXCL != 0 && bdev == whole,
+            excl: mode & extra::BLK_OPEN_EXCL != 0 && bdev == whole,
         };
-        from_result(|| T::ioctl(disk, opened, cmd, arg))
+        from_result(|| T::ioctl(disk, mode, cmd, arg))
     }
 
     /// # Safety

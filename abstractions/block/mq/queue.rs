@@ -5,7 +5,7 @@
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::{Disk, Operations};
-use crate::abstractions::memalloc::NoIo;
+use crate::abstractions::memalloc::MemallocNoio;
 use kernel::{
     bindings,
     prelude::*,
@@ -60,7 +60,7 @@ impl<A> Drop for AttachmentCell<A> {
 pub(crate) struct Frozen<'a, T: Operations> {
     disk: &'a Disk<T>,
     /// Left when the queue is not frozen any more.
-    _no_io: NoIo,
+    _noio: MemallocNoio,
 }
 
 impl<T: Operations> Frozen<'_, T> {
@@ -107,27 +107,27 @@ impl<T: Operations> Disk<T> {
     ///
     /// The wait is as long as the slowest request: see first that all will end.
     pub(crate) fn freeze(&self) -> Frozen<'_, T> {
-        let no_io = NoIo::enter();
+        let noio = MemallocNoio::save();
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_mq_freeze_queue_nomemsave(self.queue()) };
         // INVARIANT: The queue was frozen above.
         Frozen {
             disk: self,
-            _no_io: no_io,
+            _noio: noio,
         }
     }
 
     /// Freezes the queue, if the requests in flight end within `patience_ms` milliseconds; `EBUSY`
     /// otherwise. Sleeps.
-    pub(crate) fn try_freeze(&self, patience_ms: u32) -> Result<Frozen<'_, T>> {
-        let no_io = NoIo::enter();
+    pub(crate) fn freeze_wait_timeout(&self, patience_ms: u32) -> Result<Frozen<'_, T>> {
+        let noio = MemallocNoio::save();
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_freeze_queue_start(self.queue()) };
         // INVARIANT: No new request comes since the call above, and the queue counts as frozen
         // until the value is dropped; it is not handed out before no request is left.
         let frozen = Frozen {
             disk: self,
-            _no_io: no_io,
+            _noio: noio,
         };
         let patience = msecs_to_jiffies(patience_ms);
         // SAFETY: The disk has its queue, which was begun to be frozen.
@@ -137,15 +137,15 @@ impl<T: Operations> Disk<T> {
         }
     }
 
-    /// Has the requests that wait after [`Outcome::Park`](super::Outcome::Park) handed out again.
+    /// Has the requests that wait after [`Outcome::RequeueDelayed`](super::Outcome::RequeueDelayed) handed out again.
     /// Any context.
-    pub(crate) fn kick_requeued(&self) {
+    pub(crate) fn kick_requeue_list(&self) {
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_mq_kick_requeue_list(self.queue()) };
     }
 
     /// Waits until no [`Operations::queue_rq`] runs that has begun before. Sleeps.
-    pub(crate) fn wait_for_dispatch(&self) {
+    pub(crate) fn quiesce_once(&self) {
         // SAFETY: The disk has its queue; quiescing waits, and the second call undoes it.
         unsafe {
             bindings::blk_mq_quiesce_queue(self.queue());
@@ -156,7 +156,7 @@ impl<T: Operations> Disk<T> {
     /// Changes how many hardware queues there are; the block layer makes no more than there are
     /// CPUs. Freezes the queue for a moment; sleeps. No lock that open, release or ioctl take may
     /// be held.
-    pub(crate) fn update_hw_queues(&self, count: u32) {
+    pub(crate) fn update_nr_hw_queues(&self, count: u32) {
         let set = self.tag_set();
         // SAFETY: The set is initialised. That it is read without its lock makes the check a
         // guess; the function itself checks again.
@@ -167,7 +167,7 @@ impl<T: Operations> Disk<T> {
     }
 
     /// Sets how long a request may take before [`Operations::timeout`] is called, in seconds.
-    pub(crate) fn set_request_timeout(&self, seconds: u32) {
+    pub(crate) fn set_rq_timeout(&self, seconds: u32) {
         // `bindings::HZ` is what user space takes for it.
         let jiffies = msecs_to_jiffies(seconds.saturating_mul(1000));
         let jiffies = u32::try_from(jiffies).unwrap_or(u32::MAX);

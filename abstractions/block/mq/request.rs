@@ -6,7 +6,7 @@
 
 use super::{
     gen_disk::Disk,
-    operations::{Operations, Tables},
+    operations::{Operations, OperationsVTable},
 };
 use crate::bindings as extra;
 use core::{marker::PhantomData, ptr::NonNull};
@@ -93,8 +93,8 @@ pub(crate) enum Outcome {
     /// It is queued again, for [`Operations::queue_rq`] to get it once more.
     Requeue,
     /// It is queued again, for [`Operations::queue_rq`] to get it once more after
-    /// [`super::Disk::kick_requeued`], or else in a while.
-    Park,
+    /// [`super::Disk::kick_requeue_list`], or else in a while.
+    RequeueDelayed,
 }
 
 /// The request was finished already; whoever did it decides the outcome.
@@ -133,11 +133,11 @@ const OUTCOME_SHIFT: u32 = 24;
 const UNDECIDED: u32 = 0;
 /// [`Outcome::Requeue`]; any value but these is a status plus one.
 const REQUEUE: u32 = 0xff;
-/// [`Outcome::Park`].
-const PARK: u32 = 0xfe;
+/// [`Outcome::RequeueDelayed`].
+const REQUEUE_DELAYED: u32 = 0xfe;
 
 /// How long a parked request waits at most, in milliseconds.
-const PARK_MS: usize = 100;
+const REQUEUE_DELAY_MS: usize = 100;
 
 /// Nanoseconds of the monotonic clock.
 fn now() -> u64 {
@@ -204,7 +204,7 @@ impl<T: Operations> Request<T> {
     ///
     /// `rq` is a request of a tag set made for `T`, which the block layer has just handed to
     /// `queue_rq`, and which the caller does not give back.
-    pub(super) unsafe fn take_over(rq: *mut bindings::request) -> ARef<Self> {
+    pub(super) unsafe fn start(rq: *mut bindings::request) -> ARef<Self> {
         // SAFETY: By the safety requirement the request is the driver's.
         unsafe { bindings::blk_mq_start_request(rq) };
         // SAFETY: By the safety requirement.
@@ -244,7 +244,7 @@ impl<T: Operations> Request<T> {
     pub(crate) fn finish(&self, outcome: Outcome) -> Result<(), AlreadyFinished> {
         let outcome = match outcome {
             Outcome::Requeue => REQUEUE,
-            Outcome::Park => PARK,
+            Outcome::RequeueDelayed => REQUEUE_DELAYED,
             Outcome::End(status) => u32::from(status.to_raw()).wrapping_add(1),
         };
         let state = &self.pdu().state;
@@ -287,7 +287,7 @@ impl<T: Operations> Request<T> {
     /// What the disk is attached to: it stays while the request is the driver's.
     pub(crate) fn attachment(&self) -> Option<&T::Attachment> {
         // SAFETY: By the type invariant the request belongs to a queue of `T`.
-        let private = unsafe { Tables::<T>::private((*self.0.get()).q) };
+        let private = unsafe { OperationsVTable::<T>::private((*self.0.get()).q) };
         // SAFETY: By the type invariant the request is not ended: it keeps the queue from freezing
         // for as long as it is borrowed.
         unsafe { private.attachment.get() }
@@ -316,7 +316,7 @@ impl<T: Operations> Request<T> {
     }
 
     /// Whether zeroes must be written without making a hole.
-    pub(crate) fn is_no_unmap(&self) -> bool {
+    pub(crate) fn is_nounmap(&self) -> bool {
         self.cmd_flags() & extra::REQ_NOUNMAP != 0
     }
 
@@ -334,7 +334,7 @@ impl<T: Operations> Request<T> {
 
     /// Whether fault injection (`fail_io_timeout`) wants the end of this request not to be seen, so
     /// that it times out.
-    pub(crate) fn loses_end(&self) -> bool {
+    pub(crate) fn should_fake_timeout(&self) -> bool {
         // SAFETY: By the type invariant; a request that is started has its queue.
         unsafe { extra::rnbd_helper_blk_should_fake_timeout((*self.0.get()).q) }
     }
@@ -389,21 +389,21 @@ impl<T: Operations> Request<T> {
                 // SAFETY: The request is started, nobody refers to it, and it was not ended.
                 unsafe { bindings::blk_mq_requeue_request(rq, true) };
             }
-            PARK => {
+            REQUEUE_DELAYED => {
                 state.store(0, Release);
                 // SAFETY: As above. The queue outlives its requests, and the disk's own
                 // references to it.
                 unsafe {
                     let queue = (*rq).q;
                     bindings::blk_mq_requeue_request(rq, false);
-                    bindings::blk_mq_delay_kick_requeue_list(queue, PARK_MS);
+                    bindings::blk_mq_delay_kick_requeue_list(queue, REQUEUE_DELAY_MS);
                 }
             }
             _ => end(rq),
         }
     }
 
-    /// Hardware queue and tag in one number, which [`super::Disk::request_by_tag`] takes.
+    /// Hardware queue and tag in one number, which [`super::Disk::tag_to_rq`] takes.
     pub(crate) fn unique_tag(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { bindings::blk_mq_unique_tag(self.0.get()) }

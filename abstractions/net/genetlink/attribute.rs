@@ -79,7 +79,7 @@ impl<'a> Attribute<'a> {
     }
 
     /// Whether user space says that it holds attributes (`NLA_F_NESTED`). Older programs do not.
-    pub(crate) fn is_marked_nested(self) -> bool {
+    pub(crate) fn has_nested_flag(self) -> bool {
         self.raw_type() & bindings::NLA_F_NESTED as u16 != 0
     }
 
@@ -142,9 +142,9 @@ impl<'a> Attribute<'a> {
         let flags = match validation {
             Validation::Liberal => bindings::netlink_validation_NL_VALIDATE_LIBERAL,
             Validation::Strict => {
-                if !self.is_marked_nested() {
-                    ext_ack.blame(self);
-                    return Err(ext_ack.refuse(EINVAL, fmt!("NLA_F_NESTED is missing")));
+                if !self.has_nested_flag() {
+                    ext_ack.set_bad_attr(self);
+                    return Err(ext_ack.err_msg(EINVAL, fmt!("NLA_F_NESTED is missing")));
                 }
                 STRICT
             }

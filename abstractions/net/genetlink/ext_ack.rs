@@ -54,7 +54,7 @@ impl<'a> ExtAck<'a> {
     }
 
     /// Says `text`, which is formatted and cut off after 79 bytes.
-    pub(crate) fn say(&self, text: fmt::Arguments<'_>) {
+    pub(crate) fn set_msg(&self, text: fmt::Arguments<'_>) {
         // Formatted here first: what is formatted may itself say something.
         let mut line = Line {
             bytes: [0; ROOM],
@@ -76,7 +76,7 @@ impl<'a> ExtAck<'a> {
     }
 
     /// Says `text`, however long it is.
-    pub(crate) fn say_static(&self, text: &'static CStr) {
+    pub(crate) fn set_static_msg(&self, text: &'static CStr) {
         if self.raw.is_null() {
             return;
         }
@@ -88,15 +88,15 @@ impl<'a> ExtAck<'a> {
         }
     }
 
-    /// Says `text` as [`say`](Self::say) does, and returns `error`.
+    /// Says `text` as [`set_msg`](Self::set_msg) does, and returns `error`.
     #[must_use]
-    pub(crate) fn refuse(&self, error: Error, text: fmt::Arguments<'_>) -> Error {
-        self.say(text);
+    pub(crate) fn err_msg(&self, error: Error, text: fmt::Arguments<'_>) -> Error {
+        self.set_msg(text);
         error
     }
 
     /// Points to the attribute that is wrong. One of another request is not pointed to.
-    pub(crate) fn blame(&self, attribute: Attribute<'_>) {
+    pub(crate) fn set_bad_attr(&self, attribute: Attribute<'_>) {
         let pointer = attribute.as_ptr();
         if self.raw.is_null() || !self.request.contains(&(pointer as usize)) {
             return;
@@ -109,7 +109,7 @@ impl<'a> ExtAck<'a> {
     }
 
     /// Names an attribute that is missing: in `nest`, or at the top.
-    pub(crate) fn missing(&self, number: u16, nest: Option<Attribute<'_>>) {
+    pub(crate) fn set_attr_miss(&self, number: u16, nest: Option<Attribute<'_>>) {
         let nest = nest
             .map(Attribute::as_ptr)
             .filter(|&nest| self.request.contains(&(nest as usize)));

@@ -89,7 +89,7 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
     /// it.
     pub(crate) fn require(&self, number: u16) -> Result<Attribute<'a>> {
         self.get(number).ok_or_else(|| {
-            self.ext_ack().missing(number, None);
+            self.ext_ack().set_attr_miss(number, None);
             EINVAL
         })
     }
@@ -103,13 +103,13 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
 
     /// Whether the sender has a capability in the initial user namespace (`netlink_capable`): the
     /// task that made the socket had it, and the one that sends has it.
-    pub(crate) fn sender_capable(&self, capability: Capability) -> bool {
+    pub(crate) fn netlink_capable(&self, capability: Capability) -> bool {
         // SAFETY: By the type invariant.
         unsafe { bindings::netlink_capable(self.skb, capability.number()) }
     }
 
     /// Begins a reply, to the same command, with room for `payload` bytes of attributes; see
-    /// [`attribute_size`](super::attribute_size).
+    /// [`nla_total_size`](super::nla_total_size).
     pub(crate) fn new_reply(&self, payload: usize) -> Result<Message> {
         // SAFETY: By the type invariant.
         let (port, sequence) = unsafe { ((*self.raw).snd_portid, (*self.raw).snd_seq) };

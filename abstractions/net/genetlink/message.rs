@@ -16,7 +16,7 @@ const MAX_PAYLOAD: usize = u16::MAX as usize - HEADER;
 const MAX_MESSAGE: usize = 1 << 30;
 
 /// Bytes of a message that an attribute takes which holds `payload` bytes.
-pub(crate) const fn attribute_size(payload: usize) -> usize {
+pub(crate) const fn nla_total_size(payload: usize) -> usize {
     padded(payload.saturating_add(HEADER))
 }
 
@@ -201,12 +201,12 @@ pub(crate) trait PutAttributes: private::Sink {
 
     /// Begins an attribute that holds attributes, and is marked so (`NLA_F_NESTED`).
     fn nest(&mut self, number: u16) -> Result<Nest<'_>> {
-        self.nest_unmarked(number | bindings::NLA_F_NESTED as u16)
+        self.nest_noflag(number | bindings::NLA_F_NESTED as u16)
     }
 
     /// Begins an attribute that holds attributes, and is not marked so: for interfaces from before
     /// there was the mark.
-    fn nest_unmarked(&mut self, number: u16) -> Result<Nest<'_>> {
+    fn nest_noflag(&mut self, number: u16) -> Result<Nest<'_>> {
         let skb = self.skb();
         // SAFETY: The buffer is that of a message.
         let start =

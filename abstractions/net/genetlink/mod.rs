@@ -30,7 +30,7 @@
 //! ```ignore
 //! const ATTR_INDEX: u16 = 1;
 //! static POLICIES: Policies<2> = Policies::new().with(ATTR_INDEX, Policy::U32);
-//! static OPERATIONS: [OperationEntry<Arc<Things>>; 1] = [OperationEntry::of::<Get>()];
+//! static OPERATIONS: [SmallOps<Arc<Things>>; 1] = [SmallOps::of::<Get>()];
 //! static FAMILY: Family<Arc<Things>> = Family::new(Declaration {
 //!     module: this_module::<MyModule>(),
 //!     name: c"things",
@@ -38,9 +38,9 @@
 //!     policies: POLICIES.as_slice(),
 //!     groups: &[],
 //!     operations: &OPERATIONS,
-//!     all_namespaces: false,
+//!     netnsok: false,
 //!     parallel_ops: true,
-//!     first_strict_command: 0,
+//!     resv_start_op: 0,
 //! });
 //!
 //! struct Get;
@@ -51,9 +51,9 @@
 //!     fn doit(info: &Info<'_, Arc<Things>>) -> Result {
 //!         let index = info.require(ATTR_INDEX)?.u32()?;
 //!         let Some(thing) = info.data().get(index) else {
-//!             return Err(info.ext_ack().refuse(ENOENT, fmt!("there is no thing {index}")));
+//!             return Err(info.ext_ack().err_msg(ENOENT, fmt!("there is no thing {index}")));
 //!         };
-//!         let mut reply = info.new_reply(attribute_size(size_of::<u32>()))?;
+//!         let mut reply = info.new_reply(nla_total_size(size_of::<u32>()))?;
 //!         reply.put_u32(ATTR_INDEX, thing.index())?;
 //!         info.reply(reply)
 //!     }
@@ -79,8 +79,8 @@ pub(crate) use crate::abstractions::compat::net::netlink::MulticastGroup;
 pub(crate) use attribute::{Attribute, NestedAttributes, Parsed};
 pub(crate) use ext_ack::ExtAck;
 pub(crate) use family::{
-    Declaration, Family, Operation, OperationEntry, Permission, Registration, Validation,
+    Declaration, Family, Operation, Permission, Registration, SmallOps, Validation,
 };
 pub(crate) use info::Info;
-pub(crate) use message::{attribute_size, Message, Nest, PutAttributes};
+pub(crate) use message::{nla_total_size, Message, Nest, PutAttributes};
 pub(crate) use policy::{Policies, Policy};

@@ -89,7 +89,7 @@ impl Device {
         last: bool,
         wanted: &mut bool,
     ) -> Result<bool, Outcome> {
-        let connection = self.choose(queue).ok_or_else(|| self.fate())?;
+        let connection = self.choose(queue).ok_or_else(|| self.disposition())?;
         connection.outbox.put(request);
         let is_own = connection.index == self.own(queue).index;
         let waits = if self.rules.commits_what_came_before {
@@ -145,13 +145,13 @@ impl Device {
     ) -> Result<usize, Outcome> {
         let mut earlier = None;
         if tx.link.is_dead() || self.draining.is_set() {
-            return Err(self.fate());
+            return Err(self.disposition());
         }
         if !self.finish_earlier(connection, tx, &mut earlier) {
             return Err(Outcome::Requeue);
         }
         if tx.link.is_dead() {
-            return Err(self.fate());
+            return Err(self.disposition());
         }
         let together = &requests[..requests.len().min(TOGETHER)];
         let Tx { link, sequence, .. } = &mut *tx;
@@ -211,7 +211,7 @@ impl Device {
                 sending.sent();
                 if self.rules.looks_again && tx.link.is_dead() {
                     if let Some(claim) = request.word.claim_from(tx.link.route) {
-                        answer(request, claim, self.fate());
+                        answer(request, claim, self.disposition());
                     }
                 }
             }
@@ -230,7 +230,7 @@ impl Device {
             Sent::Failed => {
                 self.kill_link(connection, &tx.link, Death::Broken);
                 if let Some(claim) = sending.abandon() {
-                    answer(request, claim, self.fate());
+                    answer(request, claim, self.disposition());
                 }
             }
         }

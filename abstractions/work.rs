@@ -14,16 +14,16 @@ use kernel::{
 };
 
 /// What is done later.
-pub(crate) trait Later: Send + Sync + 'static {
+pub(crate) trait WorkFunc: Send + Sync + 'static {
     /// Does it, in process context, without signals.
-    fn later(this: &Arc<Deferred<Self>>)
+    fn run(this: &Arc<WithWork<Self>>)
     where
         Self: Sized;
 }
 
-/// An object that can have its [`Later::later`] called by a worker.
+/// An object that can have its [`WorkFunc::run`] called by a worker.
 #[pin_data]
-pub(crate) struct Deferred<T: Later> {
+pub(crate) struct WithWork<T: WorkFunc> {
     #[pin]
     work: Work<Self>,
     #[pin]
@@ -31,38 +31,38 @@ pub(crate) struct Deferred<T: Later> {
 }
 
 impl_has_work! {
-    impl{T: Later} HasWork<Self> for Deferred<T> { self.work }
+    impl{T: WorkFunc} HasWork<Self> for WithWork<T> { self.work }
 }
 
-impl<T: Later> WorkItem for Deferred<T> {
+impl<T: WorkFunc> WorkItem for WithWork<T> {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        T::later(&this);
+        T::run(&this);
     }
 }
 
-impl<T: Later> Deferred<T> {
+impl<T: WorkFunc> WithWork<T> {
     /// Makes an object that can be scheduled.
     pub(crate) fn new<E>(inner: impl PinInit<T, E>) -> impl PinInit<Self, Error>
     where
         Error: From<E>,
     {
         try_pin_init!(Self {
-            work <- new_work!("rnbd::Deferred"),
+            work <- new_work!("rnbd::WithWork"),
             inner <- inner,
         })
     }
 
-    /// Has [`Later::later`] called soon by a worker of `queue`, once, however often this is called
+    /// Has [`WorkFunc::run`] called soon by a worker of `queue`, once, however often this is called
     /// before. Any context.
-    pub(crate) fn schedule_on(this: &Arc<Self>, queue: &Workqueue) {
+    pub(crate) fn queue_work(this: &Arc<Self>, queue: &Workqueue) {
         // An error tells that it is scheduled already.
         let _ = queue.enqueue(this.clone());
     }
 }
 
-impl<T: Later> Deref for Deferred<T> {
+impl<T: WorkFunc> Deref for WithWork<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
