@@ -9,6 +9,7 @@ use kernel::types::ScopeGuard;
 
 /// Calls `work` with softirqs, and preemption, put off until it returns: whom it wakes finds all of
 /// it done. It must not sleep. Task context.
+#[inline]
 pub(crate) fn local_bh_disabled<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: The guard undoes it, in this task.
     unsafe { extra::rnbd_helper_local_bh_disable() };

@@ -22,11 +22,13 @@ impl Buffer {
     }
 
     /// The bytes.
+    #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// The bytes, to be changed.
+    #[inline]
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }

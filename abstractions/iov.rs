@@ -45,12 +45,14 @@ pub(crate) unsafe trait IovIter<D: Direction> {
     fn as_raw(&mut self) -> *mut bindings::iov_iter;
 }
 
+#[inline]
 fn empty() -> bindings::iov_iter {
     // SAFETY: All-zero is a vector of no bytes.
     unsafe { core::mem::zeroed() }
 }
 
 /// How many bytes a vector has left.
+#[inline]
 pub(crate) fn count(iter: &bindings::iov_iter) -> usize {
     // SAFETY: All kinds of vector keep their length there.
     unsafe { iter.__bindgen_anon_1.__bindgen_anon_1.as_ref().count }
@@ -109,11 +111,13 @@ impl<D: Direction> BvecIter<'_, D> {
     }
 
     /// How many bytes are left.
+    #[inline]
     pub(crate) fn count(&self) -> usize {
         count(&self.iter)
     }
 
     /// Leaves `bytes` bytes out; all, if there are not so many.
+    #[inline]
     pub(crate) fn advance(&mut self, bytes: usize) {
         let bytes = bytes.min(self.count());
         if bytes != 0 {
@@ -126,6 +130,7 @@ impl<D: Direction> BvecIter<'_, D> {
 impl BvecIter<'_, Dest> {
     /// Copies `bytes` to where the vector begins, as many as there is room for, and leaves them
     /// out. Returns how many.
+    #[inline]
     pub(crate) fn copy_to_iter(&mut self, bytes: &[u8]) -> usize {
         // SAFETY: By the type invariant; the copy ends with the shorter of the two.
         unsafe { bindings::_copy_to_iter(bytes.as_ptr().cast(), bytes.len(), &mut self.iter) }
@@ -134,6 +139,7 @@ impl BvecIter<'_, Dest> {
 
 // SAFETY: By the type invariant.
 unsafe impl<D: Direction> IovIter<D> for BvecIter<'_, D> {
+    #[inline]
     fn as_raw(&mut self) -> *mut bindings::iov_iter {
         &mut self.iter
     }
@@ -166,6 +172,7 @@ impl<'a> Kvec<'a> {
 
 // SAFETY: By the type invariant; a source is only read.
 unsafe impl IovIter<Source> for Kvec<'_> {
+    #[inline]
     fn as_raw(&mut self) -> *mut bindings::iov_iter {
         // Made here rather than in `source`, for it points to `vec`, which moves with `self`.
         // SAFETY: `vec` describes memory that is borrowed for as long as `self` is.

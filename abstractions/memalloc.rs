@@ -16,6 +16,7 @@ pub(crate) struct MemallocNoio(u32, NotThreadSafe);
 
 impl MemallocNoio {
     /// Enters the scope. Scopes nest; they must be left in the opposite order.
+    #[inline]
     pub(crate) fn save() -> Self {
         // SAFETY: Changes the task's own flags alone.
         let before = unsafe { extra::rnbd_helper_memalloc_noio_save() };
@@ -25,6 +26,7 @@ impl MemallocNoio {
 }
 
 impl Drop for MemallocNoio {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant; the value cannot have changed tasks.
         unsafe { extra::rnbd_helper_memalloc_noio_restore(self.0) };

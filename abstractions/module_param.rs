@@ -18,21 +18,25 @@ pub(crate) struct IntParam(Atomic<i32>);
 
 impl IntParam {
     /// A parameter with a default value.
+    #[inline]
     pub(crate) const fn new(default: i32) -> Self {
         Self(Atomic::new(default))
     }
 
     /// What it is set to.
+    #[inline]
     pub(crate) fn get(&self) -> i32 {
         self.0.load(Relaxed)
     }
 
     /// Corrects what sysfs shows.
+    #[inline]
     pub(crate) fn set(&self, value: i32) {
         self.0.store(value, Relaxed);
     }
 
     /// For the parameter table: where `param_ops_int` finds the integer.
+    #[inline]
     pub(crate) const fn as_arg(&self) -> *mut core::ffi::c_void {
         core::ptr::from_ref(self).cast_mut().cast()
     }

@@ -19,6 +19,7 @@ pub(crate) struct ModuleRef(&'static ThisModule);
 
 impl ModuleRef {
     /// Keeps `module`; none, if it is about to go.
+    #[inline]
     pub(crate) fn try_get(module: &'static ThisModule) -> Option<Self> {
         // SAFETY: The module is there.
         let kept = unsafe { extra::rnbd_helper_try_module_get(module.as_ptr()) };
@@ -28,6 +29,7 @@ impl ModuleRef {
 }
 
 impl Drop for ModuleRef {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_module_put(self.0.as_ptr()) };

@@ -31,6 +31,7 @@ pub(crate) struct Passed {
 }
 
 impl Default for RatelimitState {
+    #[inline]
     fn default() -> Self {
         Self::new()
     }
@@ -38,6 +39,7 @@ impl Default for RatelimitState {
 
 impl RatelimitState {
     /// A limit of which nothing is used.
+    #[inline]
     pub(crate) const fn new() -> Self {
         Self {
             begin: Atomic::new(0),

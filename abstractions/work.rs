@@ -37,6 +37,7 @@ impl_has_work! {
 impl<T: WorkFunc> WorkItem for WithWork<T> {
     type Pointer = Arc<Self>;
 
+    #[inline]
     fn run(this: Arc<Self>) {
         T::run(&this);
     }
@@ -56,6 +57,7 @@ impl<T: WorkFunc> WithWork<T> {
 
     /// Has [`WorkFunc::run`] called soon by a worker of `queue`, once, however often this is called
     /// before. Any context.
+    #[inline]
     pub(crate) fn queue_work(this: &Arc<Self>, queue: &Workqueue) {
         // An error tells that it is scheduled already.
         let _ = queue.enqueue(this.clone());
@@ -65,6 +67,7 @@ impl<T: WorkFunc> WithWork<T> {
 impl<T: WorkFunc> Deref for WithWork<T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
         &self.inner
     }

@@ -33,6 +33,7 @@ impl Workqueue {
     }
 
     /// Waits until no work is left that was queued before. Sleeps.
+    #[inline]
     pub(crate) fn flush(&self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
@@ -42,6 +43,7 @@ impl Workqueue {
 impl Deref for Workqueue {
     type Target = Queue;
 
+    #[inline]
     fn deref(&self) -> &Queue {
         // SAFETY: By the type invariant it lives as long as `self`.
         unsafe { Queue::from_raw(self.0.as_ptr()) }
@@ -49,6 +51,7 @@ impl Deref for Workqueue {
 }
 
 impl Drop for Workqueue {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };

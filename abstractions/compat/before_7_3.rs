@@ -69,6 +69,7 @@ pub(crate) mod error {
 }
 
 /// `bi_offset` of a bio's iterator.
+#[inline]
 pub(crate) fn bi_offset(iter: kernel::bindings::bvec_iter) -> u32 {
     iter.bi_bvec_done
 }
@@ -79,6 +80,7 @@ pub(crate) mod module {
 
     /// Returns a reference to the `THIS_MODULE` of the given module type. There is one in a crate.
     #[allow(clippy::extra_unused_type_parameters)]
+    #[inline]
     pub(crate) const fn this_module<M: ModuleMetadata>() -> &'static ThisModule {
         &crate::THIS_MODULE
     }

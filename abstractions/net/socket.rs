@@ -90,6 +90,7 @@ impl Socket {
         SockAddr::read(|room| unsafe { bindings::kernel_getpeername(self.0.as_ptr(), room) })
     }
 
+    #[inline]
     fn sk(&self) -> *mut bindings::sock {
         // SAFETY: By the type invariant; an open socket keeps its `sk`.
         unsafe { (*self.0.as_ptr()).sk }
@@ -97,6 +98,7 @@ impl Socket {
 
     /// Readies the socket for block I/O: its locks get lock classes of their own, for it is used
     /// below filesystems that other sockets are used above.
+    #[inline]
     pub(crate) fn reclassify_locks(&self) {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_sock_reclassify(self.sk()) };
@@ -104,6 +106,7 @@ impl Socket {
 
     /// Lets the socket use the memory reserves, without which writing pages out over it could
     /// wait for pages to be written out.
+    #[inline]
     pub(crate) fn set_memalloc(&self) {
         // SAFETY: By the type invariant.
         unsafe { extra::sk_set_memalloc(self.sk()) };
@@ -224,6 +227,7 @@ impl Socket {
     }
 
     /// Whether there is something to receive, as far as can be told without a lock.
+    #[inline]
     pub(crate) fn has_data(&self) -> bool {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_sk_has_data(self.sk()) }
@@ -259,6 +263,7 @@ impl Socket {
 
     /// Shuts both directions down: all who wait in the socket wake, and the peer sees the end. May
     /// sleep.
+    #[inline]
     pub(crate) fn shutdown(&self) {
         // SAFETY: By the type invariant.
         unsafe {
@@ -309,6 +314,7 @@ unsafe extern "C" fn wake_reader(
 }
 
 impl Drop for Socket {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the reference is this value's.
         unsafe { extra::rnbd_helper_sockfd_put(self.0.as_ptr()) };

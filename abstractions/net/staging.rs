@@ -74,6 +74,7 @@ impl Staging {
     }
 
     /// Whether nothing is there to be sent.
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }

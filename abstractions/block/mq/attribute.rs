@@ -161,6 +161,7 @@ impl RawGroups {
     }
 
     /// The list, valid as long as `self` is.
+    #[inline]
     pub(super) fn as_ptr(&self) -> *mut *const bindings::attribute_group {
         self.list.as_ptr().cast_mut()
     }

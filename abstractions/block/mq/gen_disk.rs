@@ -107,52 +107,62 @@ impl<T: Operations> Disk<T> {
     /// # Safety
     ///
     /// `disk` must have been made by [`GenDiskBuilder`] for `T`, and stay valid for `'a`.
+    #[inline]
     pub(super) unsafe fn from_raw<'a>(disk: *mut bindings::gendisk) -> &'a Self {
         // SAFETY: By the safety requirement; `Self` is transparent.
         unsafe { &*disk.cast::<Self>() }
     }
 
+    #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::gendisk {
         self.0.get()
     }
 
+    #[inline]
     pub(super) fn queue(&self) -> *mut bindings::request_queue {
         // SAFETY: By the type invariant; a disk keeps its queue.
         unsafe { (*self.as_raw()).queue }
     }
 
+    #[inline]
     pub(super) fn private(&self) -> &Private<T> {
         // SAFETY: By the type invariant; the box lives as long as the disk.
         unsafe { &*(*self.as_raw()).private_data.cast::<Private<T>>() }
     }
 
+    #[inline]
     pub(super) fn tag_set(&self) -> *mut bindings::blk_mq_tag_set {
         self.private().tag_set.inner.get()
     }
 
     /// The driver's data of this disk.
+    #[inline]
     pub(crate) fn data(&self) -> &T::DiskData {
         &self.private().data
     }
 
     /// The disk's device, for log lines.
+    #[inline]
     pub(crate) fn device(&self) -> &device::Device {
         // SAFETY: By the type invariant; the device is part of the disk.
         unsafe { device::Device::from_raw(extra::rnbd_helper_disk_to_dev(self.as_raw())) }
     }
 
     /// A reference that keeps the disk's memory, though not the disk's being there.
+    #[inline]
     pub(crate) fn get(&self) -> ARef<Self> {
         self.into()
     }
 
     /// How many have the disk or one of its partitions open. Stable only under the open lock.
+    #[inline]
     pub(crate) fn openers(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_disk_openers(self.as_raw()) }
     }
 
     /// The capacity in sectors of 512 bytes.
+    #[inline]
     pub(crate) fn capacity(&self) -> u64 {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_get_capacity(self.as_raw()) }
@@ -170,6 +180,7 @@ impl<T: Operations> Disk<T> {
     }
 
     /// Sends user space a change event of this disk. May sleep.
+    #[inline]
     pub(crate) fn uevent_change(&self) {
         // SAFETY: By the type invariant; the device's kobject is initialised.
         unsafe {
@@ -181,18 +192,21 @@ impl<T: Operations> Disk<T> {
     }
 
     /// Has the partition table read anew when the disk is opened next.
+    #[inline]
     pub(crate) fn need_part_scan(&self) {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_disk_need_part_scan(self.as_raw()) };
     }
 
     /// Whether the disk is read-only.
+    #[inline]
     pub(crate) fn is_read_only(&self) -> bool {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_get_disk_ro(self.as_raw()) }
     }
 
     /// Makes the disk read-only, or writable. May sleep.
+    #[inline]
     pub(crate) fn set_read_only(&self, read_only: bool) {
         // SAFETY: By the type invariant.
         unsafe { bindings::set_disk_ro(self.as_raw(), read_only) };
@@ -207,11 +221,13 @@ unsafe impl<T: Operations> Sync for Disk<T> {}
 
 // SAFETY: The reference is one to the disk's device, whose release frees the disk.
 unsafe impl<T: Operations> AlwaysRefCounted for Disk<T> {
+    #[inline]
     fn inc_ref(&self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::get_device(extra::rnbd_helper_disk_to_dev(self.as_raw())) };
     }
 
+    #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
         // SAFETY: By the safety requirement the caller owns a reference.
         unsafe { bindings::put_disk(obj.as_ptr().cast()) };
@@ -314,12 +330,14 @@ pub(crate) struct GenDisk<T: Operations> {
 impl<T: Operations> core::ops::Deref for GenDisk<T> {
     type Target = Disk<T>;
 
+    #[inline]
     fn deref(&self) -> &Disk<T> {
         &self.disk
     }
 }
 
 impl<T: Operations> Drop for GenDisk<T> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::del_gendisk(self.disk.as_raw()) };

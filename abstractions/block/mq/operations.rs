@@ -141,6 +141,7 @@ impl<T: Operations> OperationsVTable<T> {
     /// # Safety
     ///
     /// `queue` belongs to a disk made by [`super::GenDiskBuilder`] for `T`, valid for `'a`.
+    #[inline]
     pub(super) unsafe fn private<'a>(queue: *mut bindings::request_queue) -> &'a Private<T> {
         // SAFETY: By the safety requirement `queuedata` is what the builder put there.
         unsafe { &*(*queue).queuedata.cast::<Private<T>>() }

@@ -23,6 +23,7 @@ pub(super) struct AttachmentCell<A> {
 }
 
 impl<A> AttachmentCell<A> {
+    #[inline]
     pub(super) const fn new() -> Self {
         Self {
             ptr: Atomic::new(core::ptr::null_mut()),
@@ -34,6 +35,7 @@ impl<A> AttachmentCell<A> {
     /// # Safety
     ///
     /// For `'a`, the caller must keep the queue from freezing: with a request that is not ended.
+    #[inline]
     pub(super) unsafe fn get<'a>(&self) -> Option<&'a A> {
         // SAFETY: By the type invariant; while the queue cannot freeze it is not taken back.
         unsafe { self.ptr.load(Acquire).as_ref() }
@@ -41,6 +43,7 @@ impl<A> AttachmentCell<A> {
 }
 
 impl<A> Drop for AttachmentCell<A> {
+    #[inline]
     fn drop(&mut self) {
         let ptr = *self.ptr.get_mut();
         if !ptr.is_null() {
@@ -75,6 +78,7 @@ impl<T: Operations> Frozen<'_, T> {
 }
 
 impl<T: Operations> Drop for Frozen<'_, T> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::blk_mq_unfreeze_queue_nomemrestore(self.disk.queue()) };
@@ -139,6 +143,7 @@ impl<T: Operations> Disk<T> {
 
     /// Has the requests that wait after [`Outcome::RequeueDelayed`](super::Outcome::RequeueDelayed) handed out again.
     /// Any context.
+    #[inline]
     pub(crate) fn kick_requeue_list(&self) {
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_mq_kick_requeue_list(self.queue()) };

@@ -140,6 +140,7 @@ const REQUEUE_DELAYED: u32 = 0xfe;
 const REQUEUE_DELAY_MS: usize = 100;
 
 /// Nanoseconds of the monotonic clock.
+#[inline]
 fn now() -> u64 {
     // SAFETY: May be called in any context.
     (unsafe { bindings::ktime_get() }) as u64
@@ -183,16 +184,19 @@ impl<T: Operations> Request<T> {
     /// # Safety
     ///
     /// `rq` must be a request of a tag set made for `T`, valid for `'a`.
+    #[inline]
     unsafe fn pdu_of<'a>(rq: *mut bindings::request) -> &'a Pdu<T> {
         // SAFETY: By the safety requirement; `init_request` has initialised it.
         unsafe { &*bindings::blk_mq_rq_to_pdu(rq).cast::<Pdu<T>>() }
     }
 
     /// The C side's request, for a tracepoint.
+    #[inline]
     pub(crate) fn as_raw(&self) -> *mut bindings::request {
         self.0.get()
     }
 
+    #[inline]
     fn pdu(&self) -> &Pdu<T> {
         // SAFETY: By the type invariant.
         unsafe { Self::pdu_of(self.0.get()) }
@@ -267,6 +271,7 @@ impl<T: Operations> Request<T> {
     /// # Safety
     ///
     /// `rq` was finished, with an [`Outcome::End`], and the block layer has not got it back yet.
+    #[inline]
     pub(super) unsafe fn finished_status(rq: *mut bindings::request) -> u8 {
         // SAFETY: By the safety requirement.
         let state = unsafe { Self::pdu_of(rq) }.state.load(Relaxed);
@@ -274,17 +279,20 @@ impl<T: Operations> Request<T> {
     }
 
     /// The driver's own data in this request.
+    #[inline]
     pub(crate) fn data(&self) -> &T::RequestData {
         &self.pdu().data
     }
 
     /// The disk whose request it is.
+    #[inline]
     pub(crate) fn disk(&self) -> &Disk<T> {
         // SAFETY: By the type invariant; the queue of a request that is started has its disk.
         unsafe { Disk::from_raw((*(*self.0.get()).q).disk) }
     }
 
     /// What the disk is attached to: it stays while the request is the driver's.
+    #[inline]
     pub(crate) fn attachment(&self) -> Option<&T::Attachment> {
         // SAFETY: By the type invariant the request belongs to a queue of `T`.
         let private = unsafe { OperationsVTable::<T>::private((*self.0.get()).q) };
@@ -305,28 +313,33 @@ impl<T: Operations> Request<T> {
         }
     }
 
+    #[inline]
     fn cmd_flags(&self) -> u32 {
         // SAFETY: By the type invariant; the field does not change while the request is started.
         unsafe { (*self.0.get()).cmd_flags }
     }
 
     /// Whether the data must be on stable storage before the request ends.
+    #[inline]
     pub(crate) fn is_fua(&self) -> bool {
         self.cmd_flags() & extra::REQ_FUA != 0
     }
 
     /// Whether zeroes must be written without making a hole.
+    #[inline]
     pub(crate) fn is_nounmap(&self) -> bool {
         self.cmd_flags() & extra::REQ_NOUNMAP != 0
     }
 
     /// First sector, in units of 512 bytes.
+    #[inline]
     pub(crate) fn sector(&self) -> u64 {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_blk_rq_pos(self.0.get()) }
     }
 
     /// Length in bytes.
+    #[inline]
     pub(crate) fn bytes(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_blk_rq_bytes(self.0.get()) }
@@ -334,6 +347,7 @@ impl<T: Operations> Request<T> {
 
     /// Whether fault injection (`fail_io_timeout`) wants the end of this request not to be seen, so
     /// that it times out.
+    #[inline]
     pub(crate) fn should_fake_timeout(&self) -> bool {
         // SAFETY: By the type invariant; a request that is started has its queue.
         unsafe { extra::rnbd_helper_blk_should_fake_timeout((*self.0.get()).q) }
@@ -352,6 +366,7 @@ impl<T: Operations> Request<T> {
 
     /// The request has waited for something that was not the device's fault: what it takes counts
     /// from now on. See [`Request::restarted_ms`].
+    #[inline]
     pub(crate) fn restart_clock(&self) {
         self.pdu().restarted.store(now(), Relaxed);
     }
@@ -404,6 +419,7 @@ impl<T: Operations> Request<T> {
     }
 
     /// Hardware queue and tag in one number, which [`super::Disk::tag_to_rq`] takes.
+    #[inline]
     pub(crate) fn unique_tag(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { bindings::blk_mq_unique_tag(self.0.get()) }
@@ -418,10 +434,12 @@ unsafe impl<T: Operations> Sync for Request<T> {}
 
 // SAFETY: While the count is not zero the request is the driver's: it is neither ended nor reused.
 unsafe impl<T: Operations> AlwaysRefCounted for Request<T> {
+    #[inline]
     fn inc_ref(&self) {
         self.pdu().state.add(ONE_REF, Relaxed);
     }
 
+    #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
         // SAFETY: By the safety requirement. `complete` reads the outcome from the private data.
         unsafe { Self::put(obj, |rq| bindings::blk_mq_complete_request(rq)) };

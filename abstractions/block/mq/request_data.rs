@@ -16,11 +16,13 @@ use kernel::bindings;
 
 impl<T: Operations> Request<T> {
     /// The request's data to be sent, a piece for each of its bios, from `skip` bytes on.
+    #[inline]
     pub(crate) fn source(&self, skip: usize) -> BioData<'_, Source> {
         self.pieces(skip)
     }
 
     /// The request's data to be received, a piece for each of its bios, from `skip` bytes on.
+    #[inline]
     pub(crate) fn dest(&self, skip: usize) -> BioData<'_, Dest> {
         self.pieces(skip)
     }
@@ -93,6 +95,7 @@ impl<T: Operations> Request<T> {
             .map(|_| ())
     }
 
+    #[inline]
     fn pieces<D>(&self, skip: usize) -> BioData<'_, D> {
         BioData {
             // SAFETY: By the type invariant; the list of bios does not change while the request
@@ -117,6 +120,7 @@ pub(crate) struct BioData<'a, D> {
 
 impl<'a, D> BioData<'a, D> {
     /// Whether [`Iterator::next`] would give nothing more.
+    #[inline]
     pub(crate) fn is_done(&self) -> bool {
         self.bio.is_null()
     }

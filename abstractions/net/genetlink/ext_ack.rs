@@ -49,6 +49,7 @@ impl<'a> ExtAck<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::netlink_ext_ack {
         self.raw
     }

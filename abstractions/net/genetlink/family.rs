@@ -261,16 +261,19 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
     /// # Safety
     ///
     /// The family must be registered, and for `'a` not be unregistered.
+    #[inline]
     pub(super) unsafe fn data<'a>(&self) -> D::Borrowed<'a> {
         // SAFETY: By the type invariant and the safety requirement.
         unsafe { D::borrow(self.data.load(Acquire)) }
     }
 
     /// Length of a request's table of attributes.
+    #[inline]
     pub(super) const fn attributes(&self) -> usize {
         self.attributes
     }
 
+    #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::genl_family {
         self.inner.get()
     }

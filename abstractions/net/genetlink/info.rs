@@ -56,22 +56,26 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
     }
 
     /// What the family was registered with.
+    #[inline]
     pub(crate) fn data(&self) -> &D::Borrowed<'a> {
         &self.data
     }
 
     /// The family that was asked.
+    #[inline]
     pub(crate) fn family(&self) -> &'a Family<D> {
         self.family
     }
 
     /// The command that was sent.
+    #[inline]
     pub(crate) fn command(&self) -> u8 {
         // SAFETY: By the type invariant.
         unsafe { (*(*self.raw).genlhdr).cmd }
     }
 
     /// The port of the socket that the request came from.
+    #[inline]
     pub(crate) fn port(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { (*self.raw).snd_portid }
@@ -95,6 +99,7 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
     }
 
     /// Where to say what is wrong with the request.
+    #[inline]
     pub(crate) fn ext_ack(&self) -> ExtAck<'a> {
         // SAFETY: By the type invariant. Nobody else uses it while the operation runs, and no
         // reference to it is held.
@@ -103,6 +108,7 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
 
     /// Whether the sender has a capability in the initial user namespace (`netlink_capable`): the
     /// task that made the socket had it, and the one that sends has it.
+    #[inline]
     pub(crate) fn netlink_capable(&self, capability: Capability) -> bool {
         // SAFETY: By the type invariant.
         unsafe { bindings::netlink_capable(self.skb, capability.number()) }
@@ -127,6 +133,7 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
     }
 
     /// Sends `message` to the sender. Does not wait for it: `EAGAIN` if its socket is full.
+    #[inline]
     pub(crate) fn reply(&self, message: Message) -> Result {
         // SAFETY: By the type invariant. The call takes the message.
         to_result(unsafe { extra::rnbd_helper_genlmsg_reply(message.finish(), self.raw) })

@@ -16,6 +16,7 @@ const MAX_PAYLOAD: usize = u16::MAX as usize - HEADER;
 const MAX_MESSAGE: usize = 1 << 30;
 
 /// Bytes of a message that an attribute takes which holds `payload` bytes.
+#[inline]
 pub(crate) const fn nla_total_size(payload: usize) -> usize {
     padded(payload.saturating_add(HEADER))
 }
@@ -72,6 +73,7 @@ impl Message {
 }
 
 impl Drop for Message {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::nlmsg_free(self.skb.as_ptr()) };
@@ -114,6 +116,7 @@ impl Nest<'_> {
 }
 
 impl Drop for Nest<'_> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_nla_nest_cancel(self.skb.as_ptr(), self.start.as_ptr()) };
@@ -136,6 +139,7 @@ mod private {
 
 // SAFETY: The message is exclusively borrowed; so there is no `Nest` of it.
 unsafe impl private::Sink for Message {
+    #[inline]
     fn skb(&mut self) -> NonNull<bindings::sk_buff> {
         self.skb
     }
@@ -143,6 +147,7 @@ unsafe impl private::Sink for Message {
 
 // SAFETY: The nest is exclusively borrowed; so there is no `Nest` in it.
 unsafe impl private::Sink for Nest<'_> {
+    #[inline]
     fn skb(&mut self) -> NonNull<bindings::sk_buff> {
         self.skb
     }
@@ -170,36 +175,43 @@ pub(crate) trait PutAttributes: private::Sink {
     }
 
     /// Puts a number of 8 bits.
+    #[inline]
     fn put_u8(&mut self, number: u16, value: u8) -> Result {
         self.put_bytes(number, &value.to_ne_bytes())
     }
 
     /// Puts a number of 16 bits.
+    #[inline]
     fn put_u16(&mut self, number: u16, value: u16) -> Result {
         self.put_bytes(number, &value.to_ne_bytes())
     }
 
     /// Puts a number of 32 bits.
+    #[inline]
     fn put_u32(&mut self, number: u16, value: u32) -> Result {
         self.put_bytes(number, &value.to_ne_bytes())
     }
 
     /// Puts a number of 64 bits; readers must not expect it to be aligned.
+    #[inline]
     fn put_u64(&mut self, number: u16, value: u64) -> Result {
         self.put_bytes(number, &value.to_ne_bytes())
     }
 
     /// Puts a string, with its NUL.
+    #[inline]
     fn put_string(&mut self, number: u16, value: &CStr) -> Result {
         self.put_bytes(number, value.to_bytes_with_nul())
     }
 
     /// Puts an attribute that holds nothing.
+    #[inline]
     fn put_flag(&mut self, number: u16) -> Result {
         self.put_bytes(number, &[])
     }
 
     /// Begins an attribute that holds attributes, and is marked so (`NLA_F_NESTED`).
+    #[inline]
     fn nest(&mut self, number: u16) -> Result<Nest<'_>> {
         self.nest_noflag(number | bindings::NLA_F_NESTED as u16)
     }
