@@ -8,18 +8,18 @@ use crate::bindings as extra;
 use core::ptr::NonNull;
 use kernel::{bindings, error::from_err_ptr, ffi, fmt, prelude::*, str::CString};
 
-/// When a thread gets the processor of the task that wakes it.
+/// How a thread is scheduled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SchedPolicy {
-    /// At once, before other tasks (the highest priority that is not a real-time one).
+    /// `SCHED_NORMAL` with `MIN_NICE`: it preempts the task that wakes it.
     HighPri,
-    /// When that task sleeps or has had its share (`SCHED_BATCH`): there may be more to do by then.
+    /// `SCHED_BATCH`: it does not preempt the task that wakes it, and may find more to do by then.
     Batch,
 }
 
 /// What a thread does.
 pub(crate) trait ThreadFn: Send + 'static {
-    /// When it is to get a processor.
+    /// How it is scheduled.
     const SCHED_POLICY: SchedPolicy;
 
     /// Does it, in process context; the thread ends when this returns.
@@ -42,7 +42,8 @@ pub(crate) struct Thread<B: ThreadFn> {
 }
 
 impl<B: ThreadFn> Thread<B> {
-    /// Starts a thread under `name`, of which the kernel shows the first 15 bytes. Sleeps.
+    /// Creates and wakes a thread (`kthread_run`). The kernel shows the first 15 bytes of `name`.
+    /// Sleeps.
     pub(crate) fn run(name: fmt::Arguments<'_>, body: B) -> Result<Self> {
         let name = CString::try_from_fmt(name)?;
         let body = KBox::into_raw(KBox::new(Some(body), GFP_KERNEL)?);
@@ -88,7 +89,7 @@ impl<B: ThreadFn> Thread<B> {
     ///
     /// Only for a thread made by [`Self::run`], with the box made there.
     unsafe extern "C" fn main(body: *mut ffi::c_void) -> ffi::c_int {
-        // SAFETY: By the safety requirement; nobody else looks into the box while the thread runs.
+        // SAFETY: By the safety requirement; the box is the thread's while it runs.
         if let Some(body) = unsafe { (*body.cast::<Option<B>>()).take() } {
             body.run();
         }

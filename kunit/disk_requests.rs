@@ -75,7 +75,7 @@ mod tests {
         let held = data.held.lock().pop().ok_or(ENOENT)?;
         let tag = held.unique_tag();
         assert!(held.op() == Op::Write && (held.sector(), held.bytes()) == (16, 4096));
-        // It was finished, and is still there for whoever looks at it.
+        // It was finished, and is still there for holders of a reference.
         let found = test.disk.tag_to_rq(tag).ok_or(ENOENT)?;
         assert!(core::ptr::eq(&*found, &*held));
         let mut seen = 0;

@@ -112,7 +112,7 @@ impl ThreadFn for Life {
     fn run(self) {
         for _ in 0..Process::REFS {
             let process = ProcessRef::current();
-            // Who asks for more than there are sees it.
+            // A caller that asks for more than there are sees it.
             let _ = self.refs.made.lock().push(process, GFP_KERNEL);
         }
         self.started.happen();

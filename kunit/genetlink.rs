@@ -242,9 +242,9 @@ mod tests {
         }
         assert_eq!(shared.calls.load(Relaxed), 5);
         drop(registration);
-        // Nobody has kept a reference.
+        // No reference is left.
         assert!(Arc::into_unique_or_drop(shared).is_some());
-        // And nobody answers any more.
+        // And there is no answer any more.
         assert_eq!(ask(1, &word()?)?.error, errno(code::ENOENT));
         Ok(())
     }

@@ -37,7 +37,7 @@ fn receive(socket: &Socket, bytes: usize) -> Result<Buffer> {
 fn page_of(byte: u8) -> Result<Page> {
     let page = Page::alloc_page(GFP_KERNEL)?;
     let bytes = KVec::from_elem(byte, PAGE_SIZE, GFP_KERNEL)?;
-    // SAFETY: The bytes are as many as the page has, and nobody else uses the page.
+    // SAFETY: The bytes are as many as the page has, and the page is not used elsewhere.
     unsafe { page.write_raw(bytes.as_ptr(), 0, PAGE_SIZE) }?;
     Ok(page)
 }
@@ -85,7 +85,7 @@ mod tests {
         assert!(send(&one, &mut staging) == (PAGE_SIZE, Ok(())));
         // Its owner goes on with it before it was read.
         let new = KVec::from_elem(8, PAGE_SIZE, GFP_KERNEL)?;
-        // SAFETY: The bytes are as many as the page has, and nobody else uses the page.
+        // SAFETY: The bytes are as many as the page has, and the page is not used elsewhere.
         unsafe { page.write_raw(new.as_ptr(), 0, PAGE_SIZE) }?;
         let came = receive(&other, PAGE_SIZE)?;
         assert!(came.bytes().iter().all(|came| *came == 7));

@@ -136,7 +136,7 @@ pub(super) struct TestDisk {
     pub(super) attachments: Census,
 }
 
-/// Builds a disk whose data is counted in `census`, with `limits`.
+/// Builds a disk with data that is counted in `census`, and with `limits`.
 pub(super) fn build(census: &Census, limits: QueueLimits) -> Result<GenDisk<Driver>> {
     let counted = census.make();
     let holding = Event::new()?;

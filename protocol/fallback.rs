@@ -32,7 +32,7 @@ pub enum Disposition {
     Wait,
 }
 
-/// That, by how many connections live, and whether it may be waited for another when none does.
+/// Decides it by how many connections live, and whether to wait for another when none does.
 pub fn disposition(draining: bool, live: u32, may_wait: impl FnOnce() -> bool) -> Disposition {
     if draining {
         Disposition::Fail

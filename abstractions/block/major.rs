@@ -32,7 +32,8 @@ impl Major {
 impl Drop for Major {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant this pair is registered, and nobody else unregisters it.
+        // SAFETY: By the type invariant this pair is registered, and only this value unregisters
+        // it.
         unsafe { bindings::unregister_blkdev(self.number, self.name.as_char_ptr()) };
     }
 }

@@ -3,7 +3,7 @@
 //! What the series before 7.3 lack: generic netlink, most of errno, a module's own `ThisModule`.
 //! And what they call by another name.
 
-// A kernel's interface: who uses it may not need all of it.
+// A kernel's interface: its users may not need all of it.
 #![allow(dead_code, unused_imports)]
 
 /// `kernel::bindings`, with generic netlink.

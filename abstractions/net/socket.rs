@@ -17,7 +17,7 @@ use kernel::{
     bindings, error::to_result, ffi, prelude::*, task::MAX_SCHEDULE_TIMEOUT, types::ScopeGuard,
 };
 
-/// Why a file descriptor is no stream socket to be used here.
+/// Why a file descriptor cannot be used as a stream socket here.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unusable {
     /// It is no socket, or not open: this is what the look-up said.
@@ -252,8 +252,8 @@ impl Socket {
         unsafe {
             let queue = extra::rnbd_helper_sk_sleep(self.sk());
             bindings::add_wait_queue(queue, entry);
-            // What came before the entry was there is seen here; what comes after it, wakes. Between
-            // the two is a full barrier, in the helper; whoever wakes has one too.
+            // What came before the entry was there is seen here; what comes after it, wakes.
+            // Between the two is a full barrier, in the helper; the waker has one too.
             if extra::rnbd_helper_sock_poll(self.0.as_ptr()) & READER_EVENTS == 0 {
                 bindings::wait_woken(entry, bindings::TASK_INTERRUPTIBLE, MAX_SCHEDULE_TIMEOUT);
             }
@@ -261,7 +261,7 @@ impl Socket {
         }
     }
 
-    /// Shuts both directions down: all who wait in the socket wake, and the peer sees the end. May
+    /// Shuts both directions down: all waiters in the socket wake, and the peer sees EOF. May
     /// sleep.
     #[inline]
     pub(crate) fn shutdown(&self) {
@@ -289,7 +289,7 @@ impl Socket {
 /// `MSG_DONTWAIT`, an enumerator's name in some C libraries and a macro here; part of the ABI.
 const MSG_DONTWAIT: u32 = 0x40;
 
-/// `EPOLLIN`, `EPOLLERR`, `EPOLLHUP`, `EPOLLRDHUP`: what there is to know for who receives. Part of
+/// `EPOLLIN`, `EPOLLERR`, `EPOLLHUP`, `EPOLLRDHUP`: what a receiver waits for. Part of
 /// the ABI; for C they are casts that bindgen does not evaluate.
 const READER_EVENTS: u32 = 0x1 | 0x8 | 0x10 | 0x2000;
 

@@ -32,7 +32,7 @@ fn the_next_living_one_is_taken_around_the_end() {
 
 #[test]
 fn what_is_asked_decides_in_this_order() {
-    // Who drains waits for nobody, and is not asked.
+    // A generation that drains waits for nothing, and is not asked.
     assert_eq!(disposition(true, 3, || panic!("asked")), Disposition::Fail);
     assert_eq!(
         disposition(false, 1, || panic!("asked")),

@@ -15,8 +15,8 @@ use kernel::{bindings, prelude::*, sync::aref::ARef};
 /// end together (`blk_mq_end_request_batch`), unless the block layer wants one to end on another
 /// CPU, it failed, or a scheduler looks after it: such a one ends by itself.
 ///
-/// Task context. Callers put softirqs off, or whoever waits for the first is woken before the last
-/// has ended.
+/// Task context. Callers disable bottom halves, or the waiter for the first request is woken before
+/// the last has ended.
 pub(crate) fn end_batch<T: Operations>(requests: &mut KVec<ARef<Request<T>>>) {
     let mut batch = bindings::io_comp_batch::default();
     for request in requests.drain_all() {
@@ -36,7 +36,8 @@ pub(crate) fn end_batch<T: Operations>(requests: &mut KVec<ARef<Request<T>>>) {
 /// The request is finished, with an [`super::Outcome::End`], and its last reference was dropped: it
 /// goes back to the block layer here.
 unsafe fn end<T: Operations>(rq: *mut bindings::request, batch: &mut bindings::io_comp_batch) {
-    // SAFETY: By the safety requirement. Where it ends elsewhere, it does so by `OperationsVTable::complete`.
+    // SAFETY: By the safety requirement. Where it ends elsewhere, it does so by
+    // `OperationsVTable::complete`.
     if unsafe { bindings::blk_mq_complete_request_remote(rq) } {
         return;
     }

@@ -40,7 +40,7 @@ impl<T: Operations> TagSet<T> {
         };
         try_pin_init!(Self {
             inner <- Opaque::try_ffi_init(move |set: *mut bindings::blk_mq_tag_set| {
-                // SAFETY: `set` is valid for writes, and nobody else looks at it yet.
+                // SAFETY: `set` is valid for writes, and is not shared yet.
                 unsafe {
                     set.write(bindings::blk_mq_tag_set {
                         ops: &OperationsVTable::<T>::MQ_OPS,
@@ -86,7 +86,7 @@ impl<T: Operations> Private<T> {
     ///
     /// # Safety
     ///
-    /// `disk` was made by [`GenDiskBuilder`] for `T`; nobody uses its private data after this.
+    /// `disk` was made by [`GenDiskBuilder`] for `T`; its private data must not be used after this.
     pub(super) unsafe fn from_disk(disk: *mut bindings::gendisk) -> Pin<KBox<Self>> {
         // SAFETY: The builder put a pinned box there, by the safety requirement for the last time.
         unsafe { Pin::new_unchecked(KBox::from_raw((*disk).private_data.cast())) }
@@ -291,7 +291,7 @@ impl GenDiskBuilder {
         // SAFETY: The disk is not added yet: `put_disk` frees it, without `free_disk`.
         let free_disk = ScopeGuard::new(move || unsafe { bindings::put_disk(disk) });
 
-        // SAFETY: The disk is valid, and nobody else looks at it yet.
+        // SAFETY: The disk is valid, and is not shared yet.
         let raw = unsafe { &mut *disk };
         raw.major = self.major as i32;
         raw.first_minor = self.first_minor as i32;
@@ -317,8 +317,8 @@ impl GenDiskBuilder {
     }
 }
 
-/// A disk that is in the system. Dropping it takes it out; its memory stays while somebody still
-/// holds a reference.
+/// A disk that is in the system. Dropping it takes it out; its memory stays while there are
+/// references.
 ///
 /// # Invariants
 ///
@@ -395,7 +395,8 @@ impl<T: Operations> Disk<T> {
             unsafe { &raw mut (*queue).q_usage_counter }
         };
         let queue = self.queue();
-        // SAFETY: The counter is initialised. The set's tags are freed only while the queue is frozen.
+        // SAFETY: The counter is initialised. The set's tags are freed only while the queue is
+        // frozen.
         if !unsafe { extra::rnbd_helper_percpu_ref_tryget(counter(queue)) } {
             return None;
         }

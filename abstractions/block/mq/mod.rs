@@ -7,7 +7,7 @@
 //!
 //! * [`Operations`] with blocking queues, time-outs, open, release and ioctl;
 //! * [`Request`]s that carry the driver's own data, can be found by their tag, and end when the
-//!   last reference is dropped after somebody has said how ([`Request::finish`]);
+//!   last reference is dropped after [`Request::finish`];
 //! * an *attachment* a disk: what the driver needs to serve requests, reachable from the request
 //!   path without a lock or a reference count, and taken away only while the queue is frozen
 //!   (`Frozen`);

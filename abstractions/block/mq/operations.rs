@@ -19,7 +19,7 @@ use kernel::{
     prelude::*,
 };
 
-/// What is done about a request that took too long.
+/// What to do about a request that took too long (`enum blk_eh_timer_return`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timeout {
     /// Wait once more for as long (`BLK_EH_RESET_TIMER`).
@@ -29,9 +29,9 @@ pub(crate) enum Timeout {
 /// How the disk or a partition is opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OpenMode {
-    /// To be written to.
+    /// For writing (`BLK_OPEN_WRITE`).
     pub(crate) writable: bool,
-    /// For the opener alone: `O_EXCL`, a mount, or the like.
+    /// Exclusively (`BLK_OPEN_EXCL`): `O_EXCL`, a mount, or the like.
     pub(crate) exclusive: bool,
 }
 
@@ -74,13 +74,13 @@ pub(crate) trait Operations: Sized + 'static {
         request: &Request<Self>,
     ) -> Timeout;
 
-    /// Somebody opens the disk or a partition. The disk's open lock is held.
+    /// The disk or a partition is opened. The disk's open lock is held.
     fn open(_disk: &Disk<Self>, _mode: OpenMode) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Somebody closes the disk or a partition; `last` tells that nobody else has it open. The
-    /// disk's open lock is held.
+    /// The disk or a partition is closed; `last` tells that there are no other openers. The disk's
+    /// open lock is held.
     fn release(_disk: &Disk<Self>, _last: bool) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
@@ -230,8 +230,8 @@ impl<T: Operations> OperationsVTable<T> {
 
     /// # Safety
     ///
-    /// For blk-mq to call, through [`Self::MQ_OPS`], or for whoever has dropped the last reference to
-    /// a request that was finished with an `Outcome::End`.
+    /// For blk-mq to call, through [`Self::MQ_OPS`], or for the caller that has dropped the last
+    /// reference to a request that was finished with an `Outcome::End`.
     pub(super) unsafe extern "C" fn complete(rq: *mut bindings::request) {
         // SAFETY: Requests are completed by dropping their last reference alone, after they were
         // finished; from here on the block layer has them.
@@ -305,7 +305,7 @@ impl<T: Operations> OperationsVTable<T> {
             (Disk::from_raw(disk), (*disk).part0)
         };
         let mode = IoctlMode {
-            // Whoever has a partition for himself leaves the others to others.
+            // An exclusive opener of a partition leaves the others to others.
             excl: mode & extra::BLK_OPEN_EXCL != 0 && bdev == whole,
         };
         from_result(|| T::ioctl(disk, mode, cmd, arg))

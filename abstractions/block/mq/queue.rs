@@ -47,7 +47,7 @@ impl<A> Drop for AttachmentCell<A> {
     fn drop(&mut self) {
         let ptr = *self.ptr.get_mut();
         if !ptr.is_null() {
-            // SAFETY: By the type invariant; nobody uses the cell any more.
+            // SAFETY: By the type invariant; the cell is not used any more.
             drop(unsafe { KBox::from_raw(ptr) });
         }
     }
@@ -55,7 +55,7 @@ impl<A> Drop for AttachmentCell<A> {
 
 /// A frozen queue: no request is in the driver's hands, and none comes, until this is dropped.
 ///
-/// Waits for reclaim are not allowed meanwhile: allocations are `GFP_NOIO` by themselves.
+/// Reclaim must not be waited for meanwhile: allocations are implicitly `GFP_NOIO`.
 ///
 /// # Invariants
 ///
@@ -141,15 +141,16 @@ impl<T: Operations> Disk<T> {
         }
     }
 
-    /// Has the requests that wait after [`Outcome::RequeueDelayed`](super::Outcome::RequeueDelayed) handed out again.
-    /// Any context.
+    /// Dispatches the requests that wait after
+    /// [`Outcome::RequeueDelayed`](super::Outcome::RequeueDelayed). Any context.
     #[inline]
     pub(crate) fn kick_requeue_list(&self) {
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_mq_kick_requeue_list(self.queue()) };
     }
 
-    /// Waits until no [`Operations::queue_rq`] runs that has begun before. Sleeps.
+    /// Quiesces the queue and unquiesces it again: waits for each [`Operations::queue_rq`] that has
+    /// begun before. Sleeps.
     pub(crate) fn quiesce_once(&self) {
         // SAFETY: The disk has its queue; quiescing waits, and the second call undoes it.
         unsafe {

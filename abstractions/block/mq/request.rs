@@ -62,7 +62,7 @@ pub(crate) enum Status {
     NotSupported,
     /// No space: `ENOSPC`.
     NoSpace,
-    /// The device refuses it, by whatever path it is asked: `EREMOTEIO`.
+    /// The device refuses it, on any path: `EREMOTEIO`.
     Target,
     /// The device has no memory for it at the moment: `ENOMEM`.
     Resource,
@@ -97,7 +97,7 @@ pub(crate) enum Outcome {
     RequeueDelayed,
 }
 
-/// The request was finished already; whoever did it decides the outcome.
+/// The request was finished already; the first caller decides the outcome.
 #[derive(Debug)]
 pub(crate) struct AlreadyFinished;
 
@@ -105,8 +105,8 @@ pub(crate) struct AlreadyFinished;
 ///
 /// Between [`Operations::queue_rq`] and [`Request::finish`] the request belongs to the driver, and
 /// one reference stands for that. Every [`ARef`] is another. When [`Request::finish`] has dropped
-/// the first and the last [`ARef`] is gone, the request goes back to the block layer: nobody can
-/// then still look at its data, and nobody can end it twice.
+/// the first and the last [`ARef`] is gone, the request goes back to the block layer: then its
+/// data cannot be looked at any more, and it cannot be ended twice.
 ///
 /// # Invariants
 ///
@@ -153,8 +153,8 @@ impl<T: Operations> Pdu<T> {
     ///
     /// `rq` must be a valid request with `size_of::<Pdu<T>>()` bytes of private data, not yet used.
     pub(super) unsafe fn init(rq: *mut bindings::request) {
-        // SAFETY: By the safety requirement there is room for a `Pdu<T>` behind `rq`, and nobody
-        // else looks at it yet. `blk_mq_alloc_tag_set` aligns it to a cache line.
+        // SAFETY: By the safety requirement there is room for a `Pdu<T>` behind `rq`, which
+        // is not shared yet. `blk_mq_alloc_tag_set` aligns it to a cache line.
         unsafe {
             bindings::blk_mq_rq_to_pdu(rq).cast::<Self>().write(Self {
                 state: Atomic::new(0),
@@ -168,12 +168,12 @@ impl<T: Operations> Pdu<T> {
     ///
     /// # Safety
     ///
-    /// The data was initialised with [`Pdu::init`], and nobody has a reference to the request.
+    /// The data was initialised with [`Pdu::init`], and there is no reference to the request.
     pub(super) unsafe fn exit(rq: *mut bindings::request) {
         // SAFETY: The request is valid.
         let pdu = unsafe { bindings::blk_mq_rq_to_pdu(rq) }.cast::<Self>();
-        // SAFETY: By the safety requirement. [`Request::try_get`] may still look at the count, which
-        // is zero and is left as it is.
+        // SAFETY: By the safety requirement. [`Request::try_get`] may still look at the count,
+        // which is zero and is left as it is.
         unsafe { (&raw mut (*pdu).data).drop_in_place() };
     }
 }
@@ -214,8 +214,8 @@ impl<T: Operations> Request<T> {
         // SAFETY: By the safety requirement.
         let pdu = unsafe { Self::pdu_of(rq) };
         pdu.restarted.store(0, Relaxed);
-        // One reference for being the driver's, one for the `ARef`. Nobody else changes the count
-        // while it is zero. Release: who gains a reference sees the request started.
+        // One reference for being the driver's, one for the `ARef`. The count is changed
+        // here alone while it is zero. Release: a new reference sees the request started.
         pdu.state.store(2 * ONE_REF, Release);
         // SAFETY: `rq` came from the block layer, so it is not null; one of the references that
         // were stored above goes to the `ARef`.
@@ -284,7 +284,7 @@ impl<T: Operations> Request<T> {
         &self.pdu().data
     }
 
-    /// The disk whose request it is.
+    /// The disk that the request is for.
     #[inline]
     pub(crate) fn disk(&self) -> &Disk<T> {
         // SAFETY: By the type invariant; the queue of a request that is started has its disk.
@@ -380,13 +380,13 @@ impl<T: Operations> Request<T> {
         }
     }
 
-    /// Drops a reference. With the last one the request goes back to the block layer, by `end` if it
-    /// was finished with an [`Outcome::End`].
+    /// Drops a reference. With the last one the request goes back to the block layer, by `end` if
+    /// it was finished with an [`Outcome::End`].
     ///
     /// # Safety
     ///
     /// The caller owns a reference, which it does not use again. `end` may rely on it that the
-    /// request is started, that nobody refers to it, and that it was not ended.
+    /// request is started, that there are no references to it, and that it was not ended.
     pub(super) unsafe fn put(obj: NonNull<Self>, end: impl FnOnce(*mut bindings::request)) {
         let rq = obj.as_ptr().cast::<bindings::request>();
         // SAFETY: By the safety requirement the caller owns a reference.
@@ -401,7 +401,7 @@ impl<T: Operations> Request<T> {
         match old >> OUTCOME_SHIFT {
             REQUEUE => {
                 state.store(0, Release);
-                // SAFETY: The request is started, nobody refers to it, and it was not ended.
+                // SAFETY: The request is started, has no references, and was not ended.
                 unsafe { bindings::blk_mq_requeue_request(rq, true) };
             }
             REQUEUE_DELAYED => {

@@ -30,14 +30,14 @@ pub(crate) enum Validation {
     Liberal,
 }
 
-/// Who may send a command, as far as the C side sees to it.
+/// What a sender needs for a command, as far as the C side checks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Permission {
-    /// Anybody. The operation may look itself: [`Info::netlink_capable`].
+    /// Nothing. The operation can check by itself: [`Info::netlink_capable`].
     None,
-    /// Who has `CAP_NET_ADMIN` in the initial user namespace (`GENL_ADMIN_PERM`).
+    /// `CAP_NET_ADMIN` in the initial user namespace (`GENL_ADMIN_PERM`).
     Admin,
-    /// Who has `CAP_NET_ADMIN` in the user namespace of the network namespace
+    /// `CAP_NET_ADMIN` in the user namespace of the network namespace
     /// (`GENL_UNS_ADMIN_PERM`).
     UnsAdmin,
 }
@@ -50,7 +50,7 @@ pub(crate) trait Operation<D: ForeignOwnable + Send + Sync + 'static>: 'static {
     /// How closely its attributes are looked at.
     const VALIDATION: Validation = Validation::Strict;
 
-    /// Who may send it.
+    /// What its sender needs.
     const PERMISSION: Permission = Permission::None;
 
     /// Does it, in the sender's task. May sleep; for what it must not wait for see the
@@ -112,7 +112,7 @@ unsafe extern "C" fn doit<D: ForeignOwnable + Send + Sync + 'static, O: Operatio
 
 /// What a family is.
 pub(crate) struct Declaration<D: 'static> {
-    /// Whose it is: it is kept from being unloaded where that is needed.
+    /// The module it belongs to: it is kept from being unloaded where that is needed.
     pub(crate) module: &'static ThisModule,
     /// Its name, of at most 15 bytes. There cannot be two of one name.
     pub(crate) name: &'static CStr,
@@ -222,13 +222,13 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
             .cmpxchg(core::ptr::null_mut(), data, Full)
             .is_err()
         {
-            // SAFETY: It is from above, and nobody else has it.
+            // SAFETY: It is from above, and was not stored.
             drop(unsafe { D::from_foreign(data) });
             return Err(EBUSY);
         }
         let raw = self.as_raw();
-        // SAFETY: It is valid. Whoever has put the data there is the only one to be here, and the
-        // C side does not know the family yet.
+        // SAFETY: It is valid. Only the caller that has stored the data gets here, and the C side
+        // does not know the family yet.
         unsafe {
             bindings::genl_family::set_netnsok_raw(raw, self.netnsok.into());
             bindings::genl_family::set_parallel_ops_raw(raw, self.parallel_ops.into());
@@ -247,7 +247,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
 
     /// # Safety
     ///
-    /// The family must not be registered, and the caller must be the one who has, or had,
+    /// The family must not be registered, and the caller must be the one that has, or had,
     /// registered it.
     unsafe fn take_data_back(&self) {
         let data = self.data.xchg(core::ptr::null_mut(), Full);
@@ -295,8 +295,8 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
         unsafe { Message::new(self.as_raw(), 0, 0, command, payload, NOTIFICATION_GFP) }
     }
 
-    /// Whether anybody in the initial network namespace listens to a group, which is given by its
-    /// place in the declaration.
+    /// Whether there are listeners to a group in the initial network namespace, which is given by
+    /// its place in the declaration.
     pub(crate) fn has_listeners(&self, group: u8) -> bool {
         if self.has_group(group).is_err() {
             return false;
@@ -308,7 +308,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
         }
     }
 
-    /// Sends `message` to those in the initial network namespace who listen to a group, if there
+    /// Sends `message` to the listeners to a group in the initial network namespace, if there
     /// are any. Sleeps, but does not wait for them, nor for I/O.
     ///
     /// To be of use, the family must be registered, and stay so for the call.
@@ -330,7 +330,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
             )
         });
         match result {
-            // Nobody listens.
+            // There are no listeners.
             Err(error) if error == ESRCH => Ok(()),
             result => result,
         }

@@ -34,7 +34,7 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
         skb: *const bindings::sk_buff,
         raw: *mut bindings::genl_info,
     ) -> Self {
-        // SAFETY: By the safety requirement; the C side's family is at the beginning of ours.
+        // SAFETY: By the safety requirement; `Family` begins with the C side's.
         let family = unsafe { &*(*raw).family.cast::<Family<D>>() };
         // SAFETY: As above.
         let table = unsafe { (*raw).attrs };
@@ -98,11 +98,11 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
         })
     }
 
-    /// Where to say what is wrong with the request.
+    /// The request's extended ack.
     #[inline]
     pub(crate) fn ext_ack(&self) -> ExtAck<'a> {
-        // SAFETY: By the type invariant. Nobody else uses it while the operation runs, and no
-        // reference to it is held.
+        // SAFETY: By the type invariant. It is used by this task alone while the operation runs,
+        // and no reference to it is held.
         unsafe { ExtAck::from_raw((*self.raw).extack, (*self.raw).nlhdr) }
     }
 

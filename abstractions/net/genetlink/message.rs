@@ -55,7 +55,7 @@ impl Message {
         let header =
             unsafe { bindings::genlmsg_put(skb.as_ptr(), port, sequence, family, 0, command) };
         let Some(header) = NonNull::new(header) else {
-            // SAFETY: It is ours, and not used any more.
+            // SAFETY: It was allocated above, and is not used any more.
             unsafe { bindings::nlmsg_free(skb.as_ptr()) };
             return Err(EMSGSIZE);
         };
@@ -80,7 +80,7 @@ impl Drop for Message {
     }
 }
 
-// SAFETY: A message that nobody else has can be used and freed anywhere.
+// SAFETY: A message has one owner, and can be used and freed anywhere.
 unsafe impl Send for Message {}
 
 /// Attributes being put into an attribute.

@@ -10,7 +10,7 @@
 //! * [`Policies`]: which attributes there are and what they hold;
 //! * [`Attribute`]: what user space sent, with typed and checked access, nested too;
 //! * [`Message`] and [`Nest`]: replies and notifications;
-//! * [`ExtAck`]: the words that go with an error.
+//! * [`ExtAck`]: the message that goes with an error.
 //!
 //! # Locks and waits
 //!
@@ -19,7 +19,7 @@
 //! mutex of all such families (`genl_mutex`). So an operation
 //!
 //! * must end in bounded time: while it runs no family can be registered or unregistered, and
-//!   behind somebody who waits for that, all generic netlink of the machine waits as well;
+//!   behind a task that waits for that, all generic netlink of the machine waits as well;
 //! * must not wait for what registers or unregisters a family, such as the loading of a module, nor
 //!   drop its own family's [`Registration`];
 //! * of a family with `parallel_ops: true` runs beside others of the same family, and has to take
@@ -65,7 +65,7 @@
 //!
 //! C header: [`include/net/genetlink.h`](srctree/include/net/genetlink.h)
 
-// An interface is offered whole; who uses it may not need all of it.
+// The interface is complete; its users may not need all of it.
 #![allow(dead_code, unused_imports)]
 
 mod attribute;

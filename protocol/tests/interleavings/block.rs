@@ -43,7 +43,7 @@ const PARK: u32 = 0xfe;
 #[derive(Default)]
 struct Returned {
     requeued: Vec<u32>,
-    /// Somebody hands them out.
+    /// A task hands them out.
     handing_out: bool,
     /// What waits for a kick.
     parked: Vec<u32>,
@@ -129,7 +129,7 @@ impl Layer {
         assert_eq!(
             request.state.load() & REFS,
             0,
-            "a request is handed out while somebody has it"
+            "a request is handed out while the driver has it"
         );
         request.state.store_release(2);
         Ref {

@@ -83,7 +83,7 @@ impl Device {
         }
     }
 
-    /// `let_server_finish`, whose grace is over at any moment, and the `run` that follows it.
+    /// `let_server_finish`, with a grace that is over at any moment, and the `run` that follows it.
     pub fn drain(&self) {
         self.kill_all();
         self.wait_for_receivers();

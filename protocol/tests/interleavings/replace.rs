@@ -18,7 +18,7 @@ pub enum Scope {
     Dead,
     /// Dead ones, and when these have theirs, live ones.
     All,
-    /// As well, and whoever sends on one keeps it waiting too long.
+    /// As well, and a sender on one keeps it waiting too long.
     AllStuck,
 }
 

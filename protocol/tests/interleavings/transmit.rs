@@ -35,7 +35,7 @@ impl Device {
         self.hand_out(false);
     }
 
-    /// As well as what is parked, if somebody says so or its time is over.
+    /// As well as what is parked, if that is asked for or its time is over.
     pub fn hand_out(&self, parked: bool) {
         self.layer.hand_out(parked, |request| {
             self.await_deaths();
@@ -44,7 +44,7 @@ impl Device {
     }
 
     /// The driver just tries again what it could not send over a link that was just dying. Here
-    /// whoever kills or replaces it must move first.
+    /// the task that kills or replaces it must move first.
     fn await_deaths(&self) {
         for connection in &self.connections {
             let link = connection.link();
@@ -248,7 +248,8 @@ impl Device {
         }
     }
 
-    /// Gives a connection a sender with a thread of its own, who also hands out what was put back.
+    /// Gives a connection a sender with a thread of its own, which also hands out what was put
+    /// back.
     pub fn sender(self: &Arc<Self>, connection: usize) -> thread::JoinHandle<()> {
         self.connections[connection].outbox.has_thread();
         self.spawn(move |device| {

@@ -271,7 +271,7 @@ impl Device {
         let links = self.links.lock().unwrap();
         assert!(
             links.iter().all(|link| link.is_dead()),
-            "a link lives that nobody will shut down"
+            "a link lives that will never be shut down"
         );
     }
 }
