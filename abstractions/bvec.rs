@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lists of pieces of memory, of requests and of buffers, to be sent or received together.
+//! Lists of bvecs, of requests and of buffers, to be sent or received in one call.
 //!
 //! C header: [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
 
@@ -12,7 +12,7 @@ use crate::bindings as extra;
 use core::{marker::PhantomData, ops::Range};
 use kernel::{bindings, prelude::*};
 
-/// Bytes that a [`BvecList`] can refer to: unlike others, they lie in pages.
+/// A buffer that a [`BvecList`] can refer to: its memory has pages.
 pub(crate) struct Buffer(KVec<u8>);
 
 impl Buffer {
@@ -34,7 +34,7 @@ impl Buffer {
     }
 }
 
-/// Room for the elements of a [`BvecList`], to be used again and again.
+/// The memory of a [`BvecList`]'s elements, to be used again and again.
 pub(crate) struct BvecArray(KVec<bindings::bio_vec>);
 
 impl BvecArray {

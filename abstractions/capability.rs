@@ -22,7 +22,7 @@ impl Capability {
         }
     }
 
-    /// Whether the current task has it in the initial user namespace.
+    /// Whether the current task has it in the initial user namespace (`capable`).
     #[inline]
     pub(crate) fn capable(self) -> bool {
         // SAFETY: Always allowed in process context; the number is valid.

@@ -17,7 +17,7 @@ pub(crate) enum SchedPolicy {
     Batch,
 }
 
-/// What a thread does.
+/// The function of a thread (`threadfn`).
 pub(crate) trait ThreadFn: Send + 'static {
     /// How it is scheduled.
     const SCHED_POLICY: SchedPolicy;
@@ -29,7 +29,8 @@ pub(crate) trait ThreadFn: Send + 'static {
 /// `MIN_NICE`, a macro that is there for C alone; part of the ABI.
 const MIN_NICE: isize = -20;
 
-/// A kernel thread. Dropping this waits until the thread has ended: see first that it will.
+/// A kernel thread. Dropping this waits until the thread has ended (`kthread_stop`): the caller
+/// must make sure that it does.
 ///
 /// A wait that signals interrupt is then interrupted, in the thread, as if by one.
 ///

@@ -7,7 +7,7 @@
 use crate::bindings as extra;
 use kernel::types::NotThreadSafe;
 
-/// While this lives, allocations of the task do not wait for I/O.
+/// While this lives, allocations of the task are implicitly `GFP_NOIO`.
 ///
 /// # Invariants
 ///
@@ -15,7 +15,8 @@ use kernel::types::NotThreadSafe;
 pub(crate) struct MemallocNoio(u32, NotThreadSafe);
 
 impl MemallocNoio {
-    /// Enters the scope. Scopes nest; they must be left in the opposite order.
+    /// Enters the scope (`memalloc_noio_save`). Scopes nest; they must be left in the opposite
+    /// order.
     #[inline]
     pub(crate) fn save() -> Self {
         // SAFETY: Changes the task's own flags alone.

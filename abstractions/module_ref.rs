@@ -18,7 +18,7 @@ use kernel::prelude::*;
 pub(crate) struct ModuleRef(&'static ThisModule);
 
 impl ModuleRef {
-    /// Keeps `module`; none, if it is about to go.
+    /// Takes a reference (`try_module_get`); none, if the module is about to be unloaded.
     #[inline]
     pub(crate) fn try_get(module: &'static ThisModule) -> Option<Self> {
         // SAFETY: The module is there.

@@ -16,7 +16,7 @@ const BURST: u32 = 10;
 /// Length of an interval, as the C side's default: 5 s.
 const INTERVAL: Delta = Delta::from_secs(5);
 
-/// Lets ten lines pass in five seconds, and counts what it holds back.
+/// Lets ten lines pass in five seconds, as the C side's default, and counts the missed ones.
 pub(crate) struct RatelimitState {
     /// When the interval began, in nanoseconds of the monotonic clock.
     begin: Atomic<i64>,
@@ -24,9 +24,9 @@ pub(crate) struct RatelimitState {
     missed: Atomic<u32>,
 }
 
-/// A line may be printed; so many were held back since the last.
+/// A line may be printed; so many were missed since the last.
 pub(crate) struct Passed {
-    /// Lines that were held back.
+    /// Lines that were missed.
     pub(crate) missed: u32,
 }
 
@@ -48,7 +48,7 @@ impl RatelimitState {
         }
     }
 
-    /// Whether another line may be printed now. Any context.
+    /// Whether another line may be printed now (`__ratelimit`). Any context.
     ///
     /// Callers at the same moment may get a line more or less: it is a limit, not a count.
     pub(crate) fn ratelimit(&self) -> Option<Passed> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Work that an object does for itself later, in a kernel worker.
+//! Objects with a work item.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -13,15 +13,15 @@ use kernel::{
     workqueue::{Work, WorkItem},
 };
 
-/// What is done later.
+/// The function of a work item (`work_func_t`).
 pub(crate) trait WorkFunc: Send + Sync + 'static {
-    /// Does it, in process context, without signals.
+    /// Does the work, in a kernel worker.
     fn run(this: &Arc<WithWork<Self>>)
     where
         Self: Sized;
 }
 
-/// An object that can have its [`WorkFunc::run`] called by a worker.
+/// An object with a work item, which calls its [`WorkFunc::run`].
 #[pin_data]
 pub(crate) struct WithWork<T: WorkFunc> {
     #[pin]
@@ -44,7 +44,7 @@ impl<T: WorkFunc> WorkItem for WithWork<T> {
 }
 
 impl<T: WorkFunc> WithWork<T> {
-    /// Makes an object that can be scheduled.
+    /// Adds a work item to an object.
     pub(crate) fn new<E>(inner: impl PinInit<T, E>) -> impl PinInit<Self, Error>
     where
         Error: From<E>,
@@ -55,11 +55,10 @@ impl<T: WorkFunc> WithWork<T> {
         })
     }
 
-    /// Has [`WorkFunc::run`] called soon by a worker of `queue`, once, however often this is called
-    /// before. Any context.
+    /// Queues the work item on `queue`, unless it is pending already. Any context.
     #[inline]
     pub(crate) fn queue_work(this: &Arc<Self>, queue: &Workqueue) {
-        // An error tells that it is scheduled already.
+        // An error tells that it is pending already.
         let _ = queue.enqueue(this.clone());
     }
 }

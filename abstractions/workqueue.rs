@@ -7,9 +7,9 @@
 use core::{ops::Deref, ptr::NonNull};
 use kernel::{bindings, prelude::*, workqueue::Queue};
 
-/// A workqueue for work that may take long and may be needed to free memory.
+/// An unbound workqueue with a rescuer (`WQ_UNBOUND | WQ_MEM_RECLAIM`).
 ///
-/// Dropping it waits for all its work: it must not be dropped by that.
+/// Dropping it waits for all its work items, so none of them may drop it.
 ///
 /// # Invariants
 ///

@@ -2,8 +2,8 @@
 
 //! Checks that `protocol/` has the numbers of nbd's uapi headers.
 //!
-//! `protocol/` is also built without a kernel, so it has constants of its own. If one of them is not the
-//! kernel's, the build fails here. On the host a test compares them with the installed headers.
+//! `protocol/` is also built without a kernel, so it has constants of its own. If one of them is not
+//! the kernel's, the build fails here. On the host a test compares them with the installed headers.
 //!
 //! C headers: [`include/uapi/linux/nbd.h`](srctree/include/uapi/linux/nbd.h),
 //! [`include/uapi/linux/nbd-netlink.h`](srctree/include/uapi/linux/nbd-netlink.h)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! That the numbers are those of the installed headers: the C compiler is asked. (The build of rnbd.ko compares
-//! them with the kernel's own.)
+//! That the numbers are those of the installed headers: the C compiler compares them. (The build of
+//! rnbd.ko compares them with the kernel's own.)
 
 // Needs a process.
 #![cfg(not(miri))]
@@ -16,7 +16,7 @@ use std::{
     process::{self, Stdio},
 };
 
-/// Every constant of the headers, and what it is here.
+/// The headers' constants, and what they are here.
 fn numbers() -> Vec<(&'static str, u64)> {
     let mut all = vec![
         ("NBD_REQUEST_MAGIC", wire::REQUEST_MAGIC.into()),
@@ -77,7 +77,7 @@ fn numbers() -> Vec<(&'static str, u64)> {
     all
 }
 
-/// Whether the C compiler takes a file that includes the headers and makes these assertions; what it says.
+/// Whether the C compiler accepts these assertions behind the headers, and its messages.
 fn compile(assertions: &str) -> (bool, String) {
     let mut cc = process::Command::new("cc")
         .args(["-x", "c", "-fsyntax-only", "-"])
@@ -96,10 +96,10 @@ fn compile(assertions: &str) -> (bool, String) {
 
 #[test]
 fn numbers_are_those_of_the_installed_headers() {
-    let assertions: String = numbers()
-        .iter()
-        .map(|(name, ours)| format!("_Static_assert(({name}) == {ours}u, \"{name}\");\n"))
-        .collect();
+    let mut assertions = String::new();
+    for (name, ours) in numbers() {
+        assertions += &format!("_Static_assert(({name}) == {ours}u, \"{name}\");\n");
+    }
     let (same, said) = compile(&assertions);
     assert!(same, "{said}");
 }

@@ -146,10 +146,10 @@ impl<T: Operations> Disk<T> {
 }
 
 impl<T: Operations> Claim<'_, T> {
-    /// Tells the block layer that another medium is in the device: whatever the page cache holds
-    /// of the old one is dropped, written or not, also where it is mapped, and the disk's sequence
-    /// number moves. That write-back to the old one failed is reported to present openers alone.
-    /// Takes the disk's open lock; sleeps, but for no I/O of dirty data.
+    /// Tells the block layer that the medium has changed: the page cache of the disk and its
+    /// partitions is dropped, dirty or not, mapped or not, and the disk's sequence number is
+    /// incremented (`disk_force_media_change`). That write-back to the old one failed is reported
+    /// to present openers alone. Takes the disk's open lock; sleeps, but for no I/O of dirty data.
     pub(crate) fn force_media_change(&self) {
         self.disk.for_each_bdev(|bdev| {
             let mut since = 0;

@@ -11,9 +11,9 @@ use super::{
 use crate::bindings as extra;
 use kernel::{bindings, prelude::*, sync::aref::ARef};
 
-/// Drops references to requests that were [finished](Request::finish). Those whose last one it was
-/// end together (`blk_mq_end_request_batch`), unless the block layer wants one to end on another
-/// CPU, it failed, or a scheduler looks after it: such a one ends by itself.
+/// Drops references to requests that were [finished](Request::finish), and ends those that have no
+/// others in one batch (`blk_mq_end_request_batch`). A request that failed, that has a scheduler,
+/// or that the block layer wants to complete on another CPU, ends by itself.
 ///
 /// Task context. Callers disable bottom halves, or the waiter for the first request is woken before
 /// the last has ended.

@@ -69,7 +69,7 @@ impl<T: Operations> PinnedDrop for TagSet<T> {
     }
 }
 
-/// What hangs on a disk: `private_data` of the disk and `queuedata` of its queue.
+/// The `private_data` of a disk and `queuedata` of its queue.
 #[pin_data]
 pub(super) struct Private<T: Operations> {
     #[pin]
@@ -148,13 +148,13 @@ impl<T: Operations> Disk<T> {
         unsafe { device::Device::from_raw(extra::rnbd_helper_disk_to_dev(self.as_raw())) }
     }
 
-    /// A reference that keeps the disk's memory, though not the disk's being there.
+    /// A reference to the disk. It keeps the disk's memory, but does not keep the disk added.
     #[inline]
     pub(crate) fn get(&self) -> ARef<Self> {
         self.into()
     }
 
-    /// How many have the disk or one of its partitions open. Stable only under the open lock.
+    /// The number of openers of the disk and its partitions. Stable only under the open lock.
     #[inline]
     pub(crate) fn openers(&self) -> u32 {
         // SAFETY: By the type invariant.
@@ -170,8 +170,8 @@ impl<T: Operations> Disk<T> {
 
     /// Sets the capacity in sectors, and sends a change event. May sleep.
     ///
-    /// The block layer itself tells user space of changes from one size to another only, not of a
-    /// disk that becomes empty or stops to be so.
+    /// The block layer itself sends an event only for a change from one size to another, not for
+    /// one from or to zero.
     pub(crate) fn set_capacity_and_notify(&self, sectors: u64) {
         // SAFETY: By the type invariant.
         if !unsafe { bindings::set_capacity_and_notify(self.as_raw(), sectors) } {
@@ -191,7 +191,7 @@ impl<T: Operations> Disk<T> {
         };
     }
 
-    /// Has the partition table read anew when the disk is opened next.
+    /// Has partitions scanned when the disk is opened next (`GD_NEED_PART_SCAN`).
     #[inline]
     pub(crate) fn need_part_scan(&self) {
         // SAFETY: By the type invariant.
@@ -242,19 +242,19 @@ pub(crate) struct GenDiskBuilder {
     pub(crate) first_minor: u32,
     /// How many minor numbers the disk and its partitions have.
     pub(crate) minors: u32,
-    /// How many hardware queues it starts with; the block layer makes no more than there are CPUs.
+    /// Number of hardware queues at first; the block layer caps it at the number of CPUs.
     pub(crate) nr_hw_queues: u32,
-    /// How many requests each hardware queue takes.
+    /// Number of requests of each hardware queue.
     pub(crate) queue_depth: u32,
-    /// Whether it starts with the block layer's choice of an I/O scheduler, or without one. User
-    /// space can choose another at any time.
+    /// Whether it starts with the block layer's default I/O scheduler, or without one
+    /// (`BLK_MQ_F_NO_SCHED_BY_DEFAULT`). User space can choose another at any time.
     pub(crate) scheduled: bool,
     /// Limits of its requests.
     pub(crate) limits: QueueLimits,
 }
 
 impl GenDiskBuilder {
-    /// Makes the disk, empty, and adds it to the system. May sleep.
+    /// Allocates the disk, with capacity 0, and adds it (`device_add_disk`). May sleep.
     pub(crate) fn build<T: Operations>(
         self,
         owner: &'static ThisModule,
@@ -317,12 +317,12 @@ impl GenDiskBuilder {
     }
 }
 
-/// A disk that is in the system. Dropping it takes it out; its memory stays while there are
-/// references.
+/// A disk that was added. Dropping this deletes it (`del_gendisk`); its memory stays while there
+/// are references.
 ///
 /// # Invariants
 ///
-/// The disk was added, and is taken out by this value alone.
+/// The disk was added, and is deleted by this value alone.
 pub(crate) struct GenDisk<T: Operations> {
     disk: ARef<Disk<T>>,
 }
@@ -362,7 +362,7 @@ impl<T: Operations> Disk<T> {
         // SAFETY: As above; the index was checked. `blk_mq_tag_to_rq` checks the tag.
         let tags = unsafe { *(*set).tags.add(hw_queue) };
         if tags.is_null() {
-            // The block layer had no memory for this queue's tags, and does without it.
+            // The block layer had no memory for this queue's tags, and does not use it.
             return None;
         }
         // SAFETY: The tags were just seen to be there.
@@ -374,9 +374,9 @@ impl<T: Operations> Disk<T> {
         unsafe { Request::try_get(rq) }
     }
 
-    /// Keeps the memory of requests from being freed. That of an I/O scheduler's is freed when the
-    /// scheduler has changed, with the queue in use again; its tags' numbers may lead there until
-    /// then.
+    /// Keeps the memory of requests from being freed (`tags_srcu`). That of an I/O scheduler's
+    /// requests is freed after the scheduler was changed, when the queue is in use again. Until
+    /// then tags may lead there.
     fn tags_srcu_read_lock(&self) -> impl Drop + '_ {
         let set = self.tag_set();
         // SAFETY: The set is initialised, and the disk keeps it.
@@ -387,8 +387,9 @@ impl<T: Operations> Disk<T> {
         })
     }
 
-    /// Keeps the queue from freezing, and so the set's tags from being freed. None, if the queue is
-    /// frozen: then no request is in flight.
+    /// Takes a reference to `q_usage_counter`, as `blk_try_enter_queue()` does: keeps the queue
+    /// from freezing, and so the set's tags from being freed. None, if the queue is frozen: then no
+    /// request is in flight.
     pub(super) fn try_enter_queue(&self) -> Option<impl Drop + '_> {
         let counter = |queue: *mut bindings::request_queue| {
             // SAFETY: The counter is part of the queue, which the disk keeps.
@@ -406,7 +407,8 @@ impl<T: Operations> Disk<T> {
         }))
     }
 
-    /// Calls `visit` for each request that the driver has at the moment. May sleep if that does.
+    /// Calls `visit` for each request that the driver has at the moment
+    /// (`blk_mq_tagset_busy_iter`). May sleep if `visit` does.
     ///
     /// Requests that come or go meanwhile may be visited or not.
     pub(crate) fn tagset_busy_iter<F: FnMut(&Request<T>)>(&self, mut visit: F) {

@@ -59,7 +59,7 @@ impl QueueLimits {
         self
     }
 
-    /// How many pieces of memory a request may have, of any size.
+    /// Number of segments that a request may have, of any size.
     #[inline]
     pub(crate) fn max_segments(&mut self, segments: u16) -> &mut Self {
         self.0.max_segments = segments;
@@ -89,7 +89,7 @@ impl QueueLimits {
         self
     }
 
-    /// Whether the device turns.
+    /// Whether the device is rotational.
     #[inline]
     pub(crate) fn rotational(&mut self, on: bool) -> &mut Self {
         self.feature(extra::BLK_FEAT_ROTATIONAL, on);
@@ -145,7 +145,7 @@ impl<T: Operations> Disk<T> {
         to_result(result)
     }
 
-    /// Lets the block layer make no more discards, without waiting for anything. Any context.
+    /// Makes the block layer send no more discards. Does not wait. Any context.
     ///
     /// Those that are under way still come, and so do others if [`Disk::update_limits`] runs
     /// meanwhile, or allows them later.
@@ -155,7 +155,7 @@ impl<T: Operations> Disk<T> {
         unsafe { extra::rnbd_helper_blk_queue_disable_discard(self.queue()) };
     }
 
-    /// The same for writes of zeroes: the block layer writes pages of them instead. Any context.
+    /// The same for write zeroes: the block layer writes zeroed pages instead. Any context.
     #[inline]
     pub(crate) fn disable_write_zeroes(&self) {
         // SAFETY: As in `disable_discard`.

@@ -11,7 +11,7 @@
 //! * an *attachment* a disk: what the driver needs to serve requests, reachable from the request
 //!   path without a lock or a reference count, and taken away only while the queue is frozen
 //!   (`Frozen`);
-//! * claiming a disk to put another medium behind it;
+//! * claiming a disk to change the medium behind it;
 //! * queue limits, capacity, read-only state and sysfs attributes of a [`Disk`].
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)

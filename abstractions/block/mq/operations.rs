@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a driver implements, and the tables of C functions made from it.
+//! The trait that a driver implements, and the C function tables made from it.
 //!
 //! C headers: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h),
 //! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
@@ -41,17 +41,17 @@ pub(crate) trait Operations: Sized + 'static {
     /// The driver's data of one disk.
     type DiskData: Send + Sync;
 
-    /// What requests need to be served; the disk has it or not. See [`Disk::attach`].
+    /// What requests are served with, if the disk is attached. See [`Disk::attach`].
     type Attachment: Send + Sync;
 
-    /// The driver's data of one request. Made once for each tag, and kept as it is when the tag
+    /// The driver's data of one request. Initialised once for each tag, and not reset when the tag
     /// is used again.
     type RequestData: Default + Send + Sync;
 
-    /// Serves a request that came over the hardware queue numbered `queue`.
+    /// Serves a request of the hardware queue numbered `queue`.
     ///
-    /// The driver must see to it that [`Request::finish`] is called, now or later. `last` tells
-    /// that no other request follows at once. `attachment` is what [`Disk::attach`] put there, and
+    /// The driver must call [`Request::finish`], now or later. `last` tells that no other request
+    /// follows at once (`bd->last`). `attachment` is what [`Disk::attach`] put there, and
     /// stays valid for the call.
     fn queue_rq(
         disk: &Disk<Self>,
@@ -61,13 +61,13 @@ pub(crate) trait Operations: Sized + 'static {
         last: bool,
     );
 
-    /// No other request follows at once those that came over the hardware queue numbered `queue`,
-    /// though none of them was said to be the last.
+    /// The last of several requests of the hardware queue numbered `queue` was not marked as
+    /// `last`, but no other follows at once.
     fn commit_rqs(_disk: &Disk<Self>, _attachment: Option<&Self::Attachment>, _queue: u32) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// A request was not finished within the disk's time-out.
+    /// A request was not finished within the queue's time-out.
     fn timeout(
         disk: &Disk<Self>,
         attachment: Option<&Self::Attachment>,

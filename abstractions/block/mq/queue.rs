@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The queue of a disk as a whole: what it is attached to, freezing it, its hardware queues.
+//! The request queue of a disk: its attachment, freezing, quiescing, hardware queues.
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
@@ -86,10 +86,10 @@ impl<T: Operations> Drop for Frozen<'_, T> {
 }
 
 impl<T: Operations> Disk<T> {
-    /// Gives the disk something to serve requests with. Any context.
+    /// Publishes what the disk's requests are served with. Any context.
     ///
-    /// Requests that come from here on see it. If the disk has something already, `attachment`
-    /// comes back.
+    /// Requests that come from here on see it. If the disk has an attachment already, `attachment`
+    /// is returned.
     pub(crate) fn attach(
         &self,
         attachment: KBox<T::Attachment>,
@@ -109,7 +109,7 @@ impl<T: Operations> Disk<T> {
 
     /// Freezes the queue: waits until no request is in flight, and keeps new ones out. Sleeps.
     ///
-    /// The wait is as long as the slowest request: see first that all will end.
+    /// The wait takes as long as the slowest request: the caller must make sure that all end.
     pub(crate) fn freeze(&self) -> Frozen<'_, T> {
         let noio = MemallocNoio::save();
         // SAFETY: The disk has its queue.
@@ -159,9 +159,9 @@ impl<T: Operations> Disk<T> {
         }
     }
 
-    /// Changes how many hardware queues there are; the block layer makes no more than there are
-    /// CPUs. Freezes the queue for a moment; sleeps. No lock that open, release or ioctl take may
-    /// be held.
+    /// Changes the number of hardware queues; the block layer caps it at the number of CPUs.
+    /// Freezes the queue for a moment; sleeps. No lock that open, release or ioctl take may be
+    /// held.
     pub(crate) fn update_nr_hw_queues(&self, count: u32) {
         let set = self.tag_set();
         // SAFETY: The set is initialised. That it is read without its lock makes the check a
@@ -172,7 +172,7 @@ impl<T: Operations> Disk<T> {
         }
     }
 
-    /// Sets how long a request may take before [`Operations::timeout`] is called, in seconds.
+    /// Sets the time, in seconds, after which [`Operations::timeout`] is called for a request.
     pub(crate) fn set_rq_timeout(&self, seconds: u32) {
         // `bindings::HZ` is what user space takes for it.
         let jiffies = msecs_to_jiffies(seconds.saturating_mul(1000));

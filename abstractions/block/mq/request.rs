@@ -90,9 +90,9 @@ impl Status {
 pub(crate) enum Outcome {
     /// It ends with this status.
     End(Status),
-    /// It is queued again, for [`Operations::queue_rq`] to get it once more.
+    /// It is requeued: [`Operations::queue_rq`] gets it again (`blk_mq_requeue_request`).
     Requeue,
-    /// It is queued again, for [`Operations::queue_rq`] to get it once more after
+    /// It is put on the requeue list: [`Operations::queue_rq`] gets it again after
     /// [`super::Disk::kick_requeue_list`], or else in a while.
     RequeueDelayed,
 }
@@ -101,7 +101,7 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct AlreadyFinished;
 
-/// A request of the block layer, in the hands of the driver.
+/// A request that the driver owns.
 ///
 /// Between [`Operations::queue_rq`] and [`Request::finish`] the request belongs to the driver, and
 /// one reference stands for that. Every [`ARef`] is another. When [`Request::finish`] has dropped
@@ -136,7 +136,7 @@ const REQUEUE: u32 = 0xff;
 /// [`Outcome::RequeueDelayed`].
 const REQUEUE_DELAYED: u32 = 0xfe;
 
-/// How long a parked request waits at most, in milliseconds.
+/// How long such a request waits at most, in milliseconds.
 const REQUEUE_DELAY_MS: usize = 100;
 
 /// Nanoseconds of the monotonic clock.
@@ -345,16 +345,16 @@ impl<T: Operations> Request<T> {
         unsafe { extra::rnbd_helper_blk_rq_bytes(self.0.get()) }
     }
 
-    /// Whether fault injection (`fail_io_timeout`) wants the end of this request not to be seen, so
-    /// that it times out.
+    /// Whether fault injection (`fail_io_timeout`) wants the completion of this request to be lost,
+    /// so that it times out.
     #[inline]
     pub(crate) fn should_fake_timeout(&self) -> bool {
         // SAFETY: By the type invariant; a request that is started has its queue.
         unsafe { extra::rnbd_helper_blk_should_fake_timeout((*self.0.get()).q) }
     }
 
-    /// How long ago the block layer made the request, in milliseconds; none, if it does not keep
-    /// time for this disk.
+    /// Time since the block layer allocated the request (`start_time_ns`), in milliseconds; none,
+    /// if it does not account time for this disk.
     pub(crate) fn age_ms(&self) -> Option<u64> {
         // SAFETY: By the type invariant; the field is set before the driver gets the request.
         let start = unsafe { (*self.0.get()).start_time_ns };
