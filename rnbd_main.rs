@@ -3,7 +3,7 @@
 //! rnbd: a network block device driver that cannot get stuck.
 //!
 //! A drop-in replacement for `nbd.ko`: same major, device names, ioctls and module parameters. See
-//! `docs/design.md` for the model; the rooms of this house are, from the top:
+//! `docs/design.md` for the model. From the top there are:
 //!
 //! * `driver`: what nbd is. No unsafe code.
 //! * `protocol`: the protocol and the state machines, apart from any kernel. No unsafe code.

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lists of pieces of memory, of requests and of buffers, to be sent or received together.
+//! Lists of bvecs, of requests and of buffers, to be sent or received in one call.
 //!
 //! C header: [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
 
 use super::{
     compat::bi_offset,
-    iov::{Dest, Direction, IoVec, Source},
+    iov::{Dest, Direction, IovIter, Source},
 };
 use crate::bindings as extra;
 use core::{marker::PhantomData, ops::Range};
 use kernel::{bindings, prelude::*};
 
-/// Bytes that a [`BvecList`] can refer to: unlike others, they lie in pages.
+/// A buffer that a [`BvecList`] can refer to: its memory has pages.
 pub(crate) struct Buffer(KVec<u8>);
 
 impl Buffer {
@@ -22,20 +22,22 @@ impl Buffer {
     }
 
     /// The bytes.
+    #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// The bytes, to be changed.
+    #[inline]
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
 }
 
-/// Room for the elements of a [`BvecList`], to be used again and again.
-pub(crate) struct BvecRoom(KVec<bindings::bio_vec>);
+/// The memory of a [`BvecList`]'s elements, to be used again and again.
+pub(crate) struct BvecArray(KVec<bindings::bio_vec>);
 
-impl BvecRoom {
+impl BvecArray {
     /// Room for so many elements. Sleeps.
     pub(crate) fn new(elements: usize) -> Result<Self> {
         Ok(Self(KVec::with_capacity(elements, GFP_KERNEL)?))
@@ -56,10 +58,10 @@ impl BvecRoom {
 }
 
 // SAFETY: Only a list gives the elements a meaning, and it borrows them.
-unsafe impl Send for BvecRoom {}
+unsafe impl Send for BvecArray {}
 
 // SAFETY: As above.
-unsafe impl Sync for BvecRoom {}
+unsafe impl Sync for BvecArray {}
 
 /// There is no room for another element.
 #[derive(Debug)]
@@ -118,7 +120,7 @@ impl<'a, D: Direction> BvecList<'a, D> {
         mut skip: usize,
     ) -> Result<usize, NoRoom> {
         // SAFETY: By the safety requirement.
-        for element in unsafe { Segments::of(bio) }.without(&mut skip) {
+        for element in unsafe { BioBvecs::of(bio) }.skip_bytes(&mut skip) {
             // INVARIANT: By the safety requirement.
             self.push(element)?;
         }
@@ -141,7 +143,7 @@ impl<'a> BvecList<'a, Source> {
 
 impl<'a> BvecList<'a, Dest> {
     /// Adds room for bytes to be received; none, if the range is not one of the buffer's.
-    pub(crate) fn push_room(
+    pub(crate) fn push_bytes_mut(
         &mut self,
         buffer: &'a mut Buffer,
         range: Range<usize>,
@@ -153,7 +155,7 @@ impl<'a> BvecList<'a, Dest> {
 }
 
 // SAFETY: By the type invariant.
-unsafe impl<D: Direction> IoVec<D> for BvecList<'_, D> {
+unsafe impl<D: Direction> IovIter<D> for BvecList<'_, D> {
     fn as_raw(&mut self) -> *mut bindings::iov_iter {
         // SAFETY: By the type invariant.
         unsafe {
@@ -175,13 +177,13 @@ unsafe impl<D: Direction> IoVec<D> for BvecList<'_, D> {
 ///
 /// From `next` on the bio's table holds `left` bytes, of the first element without `offset`.
 #[derive(Clone)]
-pub(crate) struct Segments {
+pub(crate) struct BioBvecs {
     next: *const bindings::bio_vec,
     offset: u32,
     left: u32,
 }
 
-impl Segments {
+impl BioBvecs {
     /// The pieces of a bio.
     ///
     /// # Safety
@@ -208,7 +210,7 @@ impl Segments {
     }
 
     /// What there is without its first `skip` bytes, which are then those that lie behind its end.
-    pub(crate) fn without(mut self, skip: &mut usize) -> Self {
+    pub(crate) fn skip_bytes(mut self, skip: &mut usize) -> Self {
         while let Some(first) = self.clone().next() {
             let here = (*skip).min(first.bv_len as usize);
             *skip = skip.wrapping_sub(here);
@@ -224,7 +226,7 @@ impl Segments {
     }
 }
 
-impl Iterator for Segments {
+impl Iterator for BioBvecs {
     type Item = bindings::bio_vec;
 
     fn next(&mut self) -> Option<bindings::bio_vec> {

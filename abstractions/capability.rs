@@ -15,14 +15,16 @@ pub(crate) enum Capability {
 
 impl Capability {
     /// Its number; a valid one.
+    #[inline]
     pub(super) const fn number(self) -> i32 {
         match self {
             Self::SysAdmin => bindings::CAP_SYS_ADMIN as i32,
         }
     }
 
-    /// Whether the current task has it in the initial user namespace.
-    pub(crate) fn is_mine(self) -> bool {
+    /// Whether the current task has it in the initial user namespace (`capable`).
+    #[inline]
+    pub(crate) fn capable(self) -> bool {
         // SAFETY: Always allowed in process context; the number is valid.
         unsafe { bindings::capable(self.number()) }
     }

@@ -35,9 +35,9 @@ impl Direction for Dest {
 ///
 /// # Safety
 ///
-/// [`IoVec::as_raw`] must return a valid vector, of memory that may be used as `D` says for as
+/// [`IovIter::as_raw`] must return a valid vector, of memory that may be used as `D` says for as
 /// long as `self` is borrowed.
-pub(crate) unsafe trait IoVec<D: Direction> {
+pub(crate) unsafe trait IovIter<D: Direction> {
     /// How it is to be sent (`MSG_*`): nothing special.
     const FLAGS: u32 = 0;
 
@@ -45,12 +45,14 @@ pub(crate) unsafe trait IoVec<D: Direction> {
     fn as_raw(&mut self) -> *mut bindings::iov_iter;
 }
 
+#[inline]
 fn empty() -> bindings::iov_iter {
     // SAFETY: All-zero is a vector of no bytes.
     unsafe { core::mem::zeroed() }
 }
 
 /// How many bytes a vector has left.
+#[inline]
 pub(crate) fn count(iter: &bindings::iov_iter) -> usize {
     // SAFETY: All kinds of vector keep their length there.
     unsafe { iter.__bindgen_anon_1.__bindgen_anon_1.as_ref().count }
@@ -109,13 +111,15 @@ impl<D: Direction> BvecIter<'_, D> {
     }
 
     /// How many bytes are left.
-    pub(crate) fn bytes_left(&self) -> usize {
+    #[inline]
+    pub(crate) fn count(&self) -> usize {
         count(&self.iter)
     }
 
     /// Leaves `bytes` bytes out; all, if there are not so many.
+    #[inline]
     pub(crate) fn advance(&mut self, bytes: usize) {
-        let bytes = bytes.min(self.bytes_left());
+        let bytes = bytes.min(self.count());
         if bytes != 0 {
             // SAFETY: By the type invariant; there are that many bytes.
             unsafe { bindings::iov_iter_advance(&mut self.iter, bytes) };
@@ -126,14 +130,16 @@ impl<D: Direction> BvecIter<'_, D> {
 impl BvecIter<'_, Dest> {
     /// Copies `bytes` to where the vector begins, as many as there is room for, and leaves them
     /// out. Returns how many.
-    pub(crate) fn fill(&mut self, bytes: &[u8]) -> usize {
+    #[inline]
+    pub(crate) fn copy_to_iter(&mut self, bytes: &[u8]) -> usize {
         // SAFETY: By the type invariant; the copy ends with the shorter of the two.
         unsafe { bindings::_copy_to_iter(bytes.as_ptr().cast(), bytes.len(), &mut self.iter) }
     }
 }
 
 // SAFETY: By the type invariant.
-unsafe impl<D: Direction> IoVec<D> for BvecIter<'_, D> {
+unsafe impl<D: Direction> IovIter<D> for BvecIter<'_, D> {
+    #[inline]
     fn as_raw(&mut self) -> *mut bindings::iov_iter {
         &mut self.iter
     }
@@ -165,7 +171,8 @@ impl<'a> Kvec<'a> {
 }
 
 // SAFETY: By the type invariant; a source is only read.
-unsafe impl IoVec<Source> for Kvec<'_> {
+unsafe impl IovIter<Source> for Kvec<'_> {
+    #[inline]
     fn as_raw(&mut self) -> *mut bindings::iov_iter {
         // Made here rather than in `source`, for it points to `vec`, which moves with `self`.
         // SAFETY: `vec` describes memory that is borrowed for as long as `self` is.

@@ -8,19 +8,19 @@ use crate::bindings as extra;
 use core::ptr::NonNull;
 use kernel::{bindings, error::from_err_ptr, ffi, fmt, prelude::*, str::CString};
 
-/// When a thread gets the processor of the task that wakes it.
+/// How a thread is scheduled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Eagerness {
-    /// At once, before other tasks (the highest priority that is not a real-time one).
-    Eager,
-    /// When that task sleeps or has had its share (`SCHED_BATCH`): there may be more to do by then.
-    Patient,
+pub(crate) enum SchedPolicy {
+    /// `SCHED_NORMAL` with `MIN_NICE`: it preempts the task that wakes it.
+    HighPri,
+    /// `SCHED_BATCH`: it does not preempt the task that wakes it, and may find more to do by then.
+    Batch,
 }
 
-/// What a thread does.
-pub(crate) trait Body: Send + 'static {
-    /// When it is to get a processor.
-    const EAGERNESS: Eagerness;
+/// The function of a thread (`threadfn`).
+pub(crate) trait ThreadFn: Send + 'static {
+    /// How it is scheduled.
+    const SCHED_POLICY: SchedPolicy;
 
     /// Does it, in process context; the thread ends when this returns.
     fn run(self);
@@ -29,21 +29,23 @@ pub(crate) trait Body: Send + 'static {
 /// `MIN_NICE`, a macro that is there for C alone; part of the ABI.
 const MIN_NICE: isize = -20;
 
-/// A kernel thread. Dropping this waits until the thread has ended: see first that it will.
+/// A kernel thread. Dropping this waits until the thread has ended (`kthread_stop`): the caller
+/// must make sure that it does.
 ///
 /// A wait that signals interrupt is then interrupted, in the thread, as if by one.
 ///
 /// # Invariants
 ///
 /// `task` is a thread started with `body`, with a reference that is this value's.
-pub(crate) struct Thread<B: Body> {
+pub(crate) struct Thread<B: ThreadFn> {
     task: NonNull<bindings::task_struct>,
     body: NonNull<Option<B>>,
 }
 
-impl<B: Body> Thread<B> {
-    /// Starts a thread under `name`, of which the kernel shows the first 15 bytes. Sleeps.
-    pub(crate) fn spawn(name: fmt::Arguments<'_>, body: B) -> Result<Self> {
+impl<B: ThreadFn> Thread<B> {
+    /// Creates and wakes a thread (`kthread_run`). The kernel shows the first 15 bytes of `name`.
+    /// Sleeps.
+    pub(crate) fn run(name: fmt::Arguments<'_>, body: B) -> Result<Self> {
         let name = CString::try_from_fmt(name)?;
         let body = KBox::into_raw(KBox::new(Some(body), GFP_KERNEL)?);
         // SAFETY: `main` fits the box, which outlives the thread; the format takes one string.
@@ -67,10 +69,10 @@ impl<B: Body> Thread<B> {
         // SAFETY: The thread does not run before it is woken, so it is alive; the reference keeps
         // its task for `drop`, and neither pointer is null.
         unsafe {
-            match B::EAGERNESS {
-                Eagerness::Eager => bindings::set_user_nice(task, MIN_NICE),
+            match B::SCHED_POLICY {
+                SchedPolicy::HighPri => bindings::set_user_nice(task, MIN_NICE),
                 // If it fails the thread works as well.
-                Eagerness::Patient => {
+                SchedPolicy::Batch => {
                     extra::rnbd_helper_sched_set_batch(task);
                 }
             }
@@ -86,9 +88,9 @@ impl<B: Body> Thread<B> {
 
     /// # Safety
     ///
-    /// Only for a thread made by [`Self::spawn`], with the box made there.
+    /// Only for a thread made by [`Self::run`], with the box made there.
     unsafe extern "C" fn main(body: *mut ffi::c_void) -> ffi::c_int {
-        // SAFETY: By the safety requirement; nobody else looks into the box while the thread runs.
+        // SAFETY: By the safety requirement; the box is the thread's while it runs.
         if let Some(body) = unsafe { (*body.cast::<Option<B>>()).take() } {
             body.run();
         }
@@ -96,7 +98,7 @@ impl<B: Body> Thread<B> {
     }
 }
 
-impl<B: Body> Drop for Thread<B> {
+impl<B: ThreadFn> Drop for Thread<B> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant. This waits for the thread to end, also when it has ended
         // or has not begun: then it never will.
@@ -110,7 +112,7 @@ impl<B: Body> Drop for Thread<B> {
 }
 
 // SAFETY: A thread may be waited for from anywhere, and its body may be sent.
-unsafe impl<B: Body> Send for Thread<B> {}
+unsafe impl<B: ThreadFn> Send for Thread<B> {}
 
 // SAFETY: `&Thread` gives access to nothing.
-unsafe impl<B: Body> Sync for Thread<B> {}
+unsafe impl<B: ThreadFn> Sync for Thread<B> {}

@@ -7,16 +7,18 @@
 use crate::bindings as extra;
 use kernel::types::NotThreadSafe;
 
-/// While this lives, allocations of the task do not wait for I/O.
+/// While this lives, allocations of the task are implicitly `GFP_NOIO`.
 ///
 /// # Invariants
 ///
 /// `0` is what the task had before; the scope is left, in the same task, by this value.
-pub(crate) struct NoIo(u32, NotThreadSafe);
+pub(crate) struct MemallocNoio(u32, NotThreadSafe);
 
-impl NoIo {
-    /// Enters the scope. Scopes nest; they must be left in the opposite order.
-    pub(crate) fn enter() -> Self {
+impl MemallocNoio {
+    /// Enters the scope (`memalloc_noio_save`). Scopes nest; they must be left in the opposite
+    /// order.
+    #[inline]
+    pub(crate) fn save() -> Self {
         // SAFETY: Changes the task's own flags alone.
         let before = unsafe { extra::rnbd_helper_memalloc_noio_save() };
         // INVARIANT: The scope was entered above.
@@ -24,7 +26,8 @@ impl NoIo {
     }
 }
 
-impl Drop for NoIo {
+impl Drop for MemallocNoio {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant; the value cannot have changed tasks.
         unsafe { extra::rnbd_helper_memalloc_noio_restore(self.0) };

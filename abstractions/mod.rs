@@ -8,10 +8,10 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub(crate) mod block;
+pub(crate) mod bottom_half;
 pub(crate) mod bvec;
 pub(crate) mod capability;
 pub(crate) mod compat;
-pub(crate) mod deferred;
 pub(crate) mod iov;
 pub(crate) mod kthread;
 pub(crate) mod memalloc;
@@ -20,6 +20,6 @@ pub(crate) mod module_ref;
 pub(crate) mod net;
 pub(crate) mod pid;
 pub(crate) mod ratelimit;
-pub(crate) mod softirq;
 pub(crate) mod trace;
+pub(crate) mod work;
 pub(crate) mod workqueue;

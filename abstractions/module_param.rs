@@ -18,21 +18,25 @@ pub(crate) struct IntParam(Atomic<i32>);
 
 impl IntParam {
     /// A parameter with a default value.
+    #[inline]
     pub(crate) const fn new(default: i32) -> Self {
         Self(Atomic::new(default))
     }
 
     /// What it is set to.
+    #[inline]
     pub(crate) fn get(&self) -> i32 {
         self.0.load(Relaxed)
     }
 
     /// Corrects what sysfs shows.
+    #[inline]
     pub(crate) fn set(&self, value: i32) {
         self.0.store(value, Relaxed);
     }
 
     /// For the parameter table: where `param_ops_int` finds the integer.
+    #[inline]
     pub(crate) const fn as_arg(&self) -> *mut core::ffi::c_void {
         core::ptr::from_ref(self).cast_mut().cast()
     }
@@ -40,10 +44,10 @@ impl IntParam {
 
 /// A `struct kernel_param`, in the module's table of them.
 #[repr(transparent)]
-pub(crate) struct TableEntry(pub(crate) bindings::kernel_param);
+pub(crate) struct KernelParam(pub(crate) bindings::kernel_param);
 
 // SAFETY: The module loader alone uses it, under its own lock.
-unsafe impl Sync for TableEntry {}
+unsafe impl Sync for KernelParam {}
 
 /// Bytes for the module's information section. For constants: panics, which fails the build there, if
 /// the text is shorter.
@@ -73,7 +77,7 @@ macro_rules! module_params {
             $crate::abstractions::module_param::IntParam::new($default);
 
         const _: () = {
-            use $crate::abstractions::module_param::{bytes_of, TableEntry};
+            use $crate::abstractions::module_param::{bytes_of, KernelParam};
             use kernel::{bindings, c_str, str::as_char_ptr_in_const_context};
 
             // What belongs to a module that is built in is named after it.
@@ -93,7 +97,7 @@ macro_rules! module_params {
 
             #[link_section = "__param"]
             #[used(compiler)]
-            static ENTRY: TableEntry = TableEntry(bindings::kernel_param {
+            static ENTRY: KernelParam = KernelParam(bindings::kernel_param {
                 name: as_char_ptr_in_const_context(NAME),
                 #[cfg(MODULE)]
                 mod_: &raw mut bindings::__this_module,

@@ -18,8 +18,9 @@ use kernel::prelude::*;
 pub(crate) struct ModuleRef(&'static ThisModule);
 
 impl ModuleRef {
-    /// Keeps `module`; none, if it is about to go.
-    pub(crate) fn get(module: &'static ThisModule) -> Option<Self> {
+    /// Takes a reference (`try_module_get`); none, if the module is about to be unloaded.
+    #[inline]
+    pub(crate) fn try_get(module: &'static ThisModule) -> Option<Self> {
         // SAFETY: The module is there.
         let kept = unsafe { extra::rnbd_helper_try_module_get(module.as_ptr()) };
         // INVARIANT: The reference was taken above.
@@ -28,6 +29,7 @@ impl ModuleRef {
 }
 
 impl Drop for ModuleRef {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_module_put(self.0.as_ptr()) };

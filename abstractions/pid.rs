@@ -61,6 +61,7 @@ impl ProcessRef {
     }
 
     /// Its number in the initial pid namespace.
+    #[inline]
     pub(crate) fn number(&self) -> i32 {
         // SAFETY: By the type invariant. The first entry is the initial namespace's.
         unsafe { (*self.pid.as_ptr()).numbers.as_ptr().read().nr }
@@ -98,12 +99,14 @@ impl fmt::Display for ProcessRef {
 }
 
 impl PartialEq for ProcessRef {
+    #[inline]
     fn eq(&self, other: &Self) -> bool {
         self.pid == other.pid
     }
 }
 
 impl Drop for ProcessRef {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the reference is this value's.
         unsafe { bindings::put_pid(self.pid.as_ptr()) };
@@ -117,12 +120,14 @@ unsafe impl Send for ProcessRef {}
 unsafe impl Sync for ProcessRef {}
 
 /// The number of the current task (thread) in the initial pid namespace.
-pub(crate) fn current_task_number() -> i32 {
+#[inline]
+pub(crate) fn current_pid_nr() -> i32 {
     // SAFETY: Always allowed.
     unsafe { extra::rnbd_helper_current_pid_nr() }
 }
 
 /// Whether the current task is on its way out.
+#[inline]
 pub(crate) fn current_is_exiting() -> bool {
     // SAFETY: Always allowed.
     unsafe { extra::rnbd_helper_current_exiting() }

@@ -7,9 +7,9 @@
 use core::{ops::Deref, ptr::NonNull};
 use kernel::{bindings, prelude::*, workqueue::Queue};
 
-/// A workqueue for work that may take long and may be needed to free memory.
+/// An unbound workqueue with a rescuer (`WQ_UNBOUND | WQ_MEM_RECLAIM`).
 ///
-/// Dropping it waits for all its work: it must not be dropped by that.
+/// Dropping it waits for all its work items, so none of them may drop it.
 ///
 /// # Invariants
 ///
@@ -33,6 +33,7 @@ impl Workqueue {
     }
 
     /// Waits until no work is left that was queued before. Sleeps.
+    #[inline]
     pub(crate) fn flush(&self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
@@ -42,6 +43,7 @@ impl Workqueue {
 impl Deref for Workqueue {
     type Target = Queue;
 
+    #[inline]
     fn deref(&self) -> &Queue {
         // SAFETY: By the type invariant it lives as long as `self`.
         unsafe { Queue::from_raw(self.0.as_ptr()) }
@@ -49,6 +51,7 @@ impl Deref for Workqueue {
 }
 
 impl Drop for Workqueue {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };

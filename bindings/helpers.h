@@ -55,7 +55,7 @@ void rnbd_helper_bvec_set_virt(struct bio_vec *bv, void *vaddr, unsigned int len
 /* kthread */
 int rnbd_helper_sched_set_batch(struct task_struct *task);
 
-/* softirq */
+/* bottom_half */
 void rnbd_helper_local_bh_disable(void);
 void rnbd_helper_local_bh_enable(void);
 

@@ -3,7 +3,7 @@
 //! C functions and constants that `kernel::bindings` lacks.
 //!
 //! Made by bindgen from `bindings_helper.h` with the kernel's own flags. Types are those of
-//! `kernel::bindings`, so that both sides of an abstraction speak of the same structures.
+//! `kernel::bindings`, so that both sides of an abstraction use the same structures.
 
 #![allow(
     clippy::all,
@@ -20,7 +20,9 @@
 use crate::abstractions::compat::bindings::*;
 use kernel::ffi;
 
-/// `struct nbd_request`, which is packed: a request header's bytes.
+/// `struct nbd_request`, which is packed: the bytes of a request's header.
 pub type nbd_request = [u8; 28];
+
+mod uapi;
 
 include!(concat!(env!("RNBD_BINDINGS"), "/generated.rs"));

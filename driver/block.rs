@@ -12,7 +12,7 @@ use super::{
     nbd::{Nbd, RequestData},
 };
 use crate::abstractions::{
-    block::mq::{Disk, OpenMode, Opened, Operations, Request, Timeout},
+    block::mq::{Disk, IoctlMode, OpenMode, Operations, Request, Timeout},
     pid,
 };
 use kernel::prelude::*;
@@ -67,7 +67,7 @@ impl Operations for Nbd {
         end::closed(disk.data(), last, pid::current_is_exiting());
     }
 
-    fn ioctl(disk: &Disk<Self>, opened: Opened, cmd: u32, arg: usize) -> Result<i32> {
-        ioctl::handle(&disk.data().device, opened, cmd, arg)
+    fn ioctl(disk: &Disk<Self>, mode: IoctlMode, cmd: u32, arg: usize) -> Result<i32> {
+        ioctl::handle(&disk.data().device, mode, cmd, arg)
     }
 }

@@ -42,7 +42,7 @@ pub(crate) struct Entry {
     _files: DeviceFiles,
     device: InSystem,
     // Last: when the disk is gone, its number can be used again.
-    _place: TakenPlace,
+    _place: ReservedIndex,
 }
 
 impl Entry {
@@ -61,12 +61,12 @@ impl Drop for InSystem {
 }
 
 /// A place in the table, free again when this is dropped.
-struct TakenPlace {
+struct ReservedIndex {
     devices: Arc<Devices>,
     index: u32,
 }
 
-impl Drop for TakenPlace {
+impl Drop for ReservedIndex {
     fn drop(&mut self) {
         let removed = self.devices.table.lock().remove_node(&self.index);
         self.devices.changed.notify_all();
@@ -132,7 +132,11 @@ impl Devices {
 
     /// The device with this number, which is made if it is not there. Sleeps; a signal stops the
     /// wait for one that is being made or removed, with `EINTR`.
-    pub(crate) fn find_or_add(this: &Arc<Self>, index: u32, hw_queues: u32) -> Result<Arc<Entry>> {
+    pub(crate) fn find_or_add(
+        this: &Arc<Self>,
+        index: u32,
+        nr_hw_queues: u32,
+    ) -> Result<Arc<Entry>> {
         let mut table = this.table.lock();
         loop {
             match table.get(&index) {
@@ -147,7 +151,7 @@ impl Devices {
         }
         table.try_create_and_insert(index, Place::Changing, GFP_KERNEL)?;
         drop(table);
-        Self::build(this, index, hw_queues)
+        Self::build(this, index, nr_hw_queues)
     }
 
     /// The first device from number `from` on that nobody uses, or else a new one, or else the
@@ -155,7 +159,7 @@ impl Devices {
     pub(crate) fn first_free(
         this: &Arc<Self>,
         from: u32,
-        hw_queues: u32,
+        nr_hw_queues: u32,
     ) -> Result<Option<Arc<Entry>>> {
         let mut table = this.table.lock();
         let mut unused = 0;
@@ -182,27 +186,27 @@ impl Devices {
         }
         table.try_create_and_insert(unused, Place::Changing, GFP_KERNEL)?;
         drop(table);
-        Self::build(this, unused, hw_queues).map(Some)
+        Self::build(this, unused, nr_hw_queues).map(Some)
     }
 
     /// Makes the devices that the module comes with.
     pub(crate) fn add_initial(this: &Arc<Self>) -> Result {
         for index in 0..this.maker.params.devices {
-            Self::find_or_add(this, index, this.maker.params.hw_queues)?;
+            Self::find_or_add(this, index, this.maker.params.nr_hw_queues)?;
         }
         Ok(())
     }
 
     /// Makes the device whose place was just taken.
-    fn build(this: &Arc<Self>, index: u32, hw_queues: u32) -> Result<Arc<Entry>> {
-        let place = TakenPlace {
+    fn build(this: &Arc<Self>, index: u32, nr_hw_queues: u32) -> Result<Arc<Entry>> {
+        let place = ReservedIndex {
             devices: this.clone(),
             index,
         };
         let name = CString::try_from_fmt(fmt!("nbd{index}"))?;
         let device = Device::new(index, this.maker)?;
         let files = DeviceFiles::create(&this.debugfs, &name, &device)?;
-        Device::add_disk(&device, hw_queues)?;
+        Device::add_disk(&device, nr_hw_queues)?;
         let entry = Entry {
             _files: files,
             device: InSystem(device),

@@ -45,11 +45,11 @@ impl AtomicWord for RequestWord {
 /// Answers a request with the right to do so. Any context.
 pub(crate) fn answer(request: &Request<Nbd>, claim: Claim<'_, RequestWord>, outcome: Outcome) {
     claim.answer();
-    give_back(request, outcome);
+    end_unsent(request, outcome);
 }
 
 /// Finishes a request that is on no connection, or whose claim is used up. Any context.
-pub(crate) fn give_back(request: &Request<Nbd>, outcome: Outcome) {
+pub(crate) fn end_unsent(request: &Request<Nbd>, outcome: Outcome) {
     // There is one claim at a time: nothing else has finished the request.
     let finished = request.finish(outcome);
     debug_assert!(finished.is_ok());

@@ -16,7 +16,7 @@ pub(crate) struct Params {
     /// Bits of a minor number that count partitions.
     pub(crate) part_shift: u32,
     /// How many hardware queues a device has from the start.
-    pub(crate) hw_queues: u32,
+    pub(crate) nr_hw_queues: u32,
 }
 
 impl Params {
@@ -44,7 +44,7 @@ impl Params {
                 return Err(EINVAL);
             }
         };
-        let hw_queues = match u32::try_from(pre_defined_connections.get()) {
+        let nr_hw_queues = match u32::try_from(pre_defined_connections.get()) {
             Ok(count) if count >= 1 => count,
             _ => {
                 pr_err!(
@@ -60,7 +60,7 @@ impl Params {
         Ok(Self {
             devices,
             part_shift,
-            hw_queues,
+            nr_hw_queues,
         })
     }
 

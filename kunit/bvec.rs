@@ -4,7 +4,7 @@
 
 use super::socket_pair::sockets;
 use crate::abstractions::{
-    bvec::{Buffer, BvecRoom, NoRoom},
+    bvec::{Buffer, BvecArray, NoRoom},
     iov::{Dest, Kvec, Source},
     net::socket::{More, Wait},
 };
@@ -22,7 +22,7 @@ mod tests {
         for (at, byte) in buffer.bytes_mut().iter_mut().enumerate() {
             *byte = (at % 251) as u8;
         }
-        let mut room = BvecRoom::new(3)?;
+        let mut room = BvecArray::new(3)?;
         let mut list = room.list::<Source>();
         for range in [5_000..10_000, 0..0, 0..5_000, 100..101] {
             assert!(list.push_bytes(&buffer, range).is_ok());
@@ -32,8 +32,8 @@ mod tests {
 
         let (mut first, mut second) = (Buffer::new(5_000)?, Buffer::new(6_000)?);
         let mut list = room.list::<Dest>();
-        assert!(list.push_room(&mut first, 0..5_000).is_ok());
-        assert!(list.push_room(&mut second, 0..5_001).is_ok());
+        assert!(list.push_bytes_mut(&mut first, 0..5_000).is_ok());
+        assert!(list.push_bytes_mut(&mut second, 0..5_001).is_ok());
         assert!(other.receive(&mut list) == (10_001, Ok(())));
         assert!(first.bytes() == buffer.bytes().get(5_000..).ok_or(EINVAL)?);
         assert!(second.bytes().get(..5_000) == buffer.bytes().get(..5_000));
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn a_list_takes_no_more_than_there_is_room_for() -> Result {
         let buffer = Buffer::new(16)?;
-        let mut room = BvecRoom::new(2)?;
+        let mut room = BvecArray::new(2)?;
         for _ in 0..2 {
             let mut list = room.list::<Source>();
             assert!(list.push_bytes(&buffer, 0..8).is_ok());
@@ -60,10 +60,10 @@ mod tests {
     fn enough_is_enough() -> Result {
         let (one, other) = sockets()?;
         let mut buffer = Buffer::new(64)?;
-        let mut room = BvecRoom::new(1)?;
+        let mut room = BvecArray::new(1)?;
         let mut receive = |enough, wait| {
             let mut list = room.list::<Dest>();
-            assert!(list.push_room(&mut buffer, 0..64).is_ok());
+            assert!(list.push_bytes_mut(&mut buffer, 0..64).is_ok());
             other.receive_at_least(&mut list, enough, wait)
         };
         assert!(!other.has_data());

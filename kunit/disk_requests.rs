@@ -75,20 +75,20 @@ mod tests {
         let held = data.held.lock().pop().ok_or(ENOENT)?;
         let tag = held.unique_tag();
         assert!(held.op() == Op::Write && (held.sector(), held.bytes()) == (16, 4096));
-        // It was finished, and is still there for whoever looks at it.
-        let found = test.disk.request_by_tag(tag).ok_or(ENOENT)?;
+        // It was finished, and is still there for holders of a reference.
+        let found = test.disk.tag_to_rq(tag).ok_or(ENOENT)?;
         assert!(core::ptr::eq(&*found, &*held));
         let mut seen = 0;
         test.disk
-            .for_each_request(|request| seen += u32::from(request.unique_tag() == tag));
+            .tagset_busy_iter(|request| seen += u32::from(request.unique_tag() == tag));
         assert_eq!(seen, 1);
         drop(held);
         assert!(!done.has_happened());
         drop(found);
         drop(writer);
         assert!(done.has_happened());
-        assert!(test.disk.request_by_tag(tag).is_none());
-        test.disk.for_each_request(|_| seen += 1);
+        assert!(test.disk.tag_to_rq(tag).is_none());
+        test.disk.tagset_busy_iter(|_| seen += 1);
         assert_eq!(seen, 1);
         Ok(())
     }
@@ -98,7 +98,7 @@ mod tests {
         let test = TestDisk::attached(Status::Ok)?;
         assert!(read(&test.disk, 0).is_ok());
         for tag in [0, 1, 3, 4, 0xffff, 0x1_0000, 0xffff_0000, u32::MAX] {
-            assert!(test.disk.request_by_tag(tag).is_none());
+            assert!(test.disk.tag_to_rq(tag).is_none());
         }
         Ok(())
     }

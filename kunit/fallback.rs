@@ -2,7 +2,7 @@
 
 //! Which connection a request goes over when others are dead (`protocol/fallback.rs`).
 
-use crate::protocol::fallback::{choose, fate, own, Fate};
+use crate::protocol::fallback::{choose, disposition, own, Disposition};
 use kernel::prelude::*;
 
 const PLACES: [u32; 4] = [0, 1, 2, 3];
@@ -49,9 +49,9 @@ mod tests {
 
     #[test]
     fn what_none_can_serve_waits_or_fails() {
-        assert!(fate(false, 1, || false) == Fate::Retry);
-        assert!(fate(false, 0, || true) == Fate::Wait);
-        assert!(fate(false, 0, || false) == Fate::Fail);
-        assert!(fate(true, 1, || true) == Fate::Fail);
+        assert!(disposition(false, 1, || false) == Disposition::Retry);
+        assert!(disposition(false, 0, || true) == Disposition::Wait);
+        assert!(disposition(false, 0, || false) == Disposition::Fail);
+        assert!(disposition(true, 1, || true) == Disposition::Fail);
     }
 }

@@ -3,7 +3,7 @@
 //! What several suites use: things that are counted while they live, flags, other processes.
 
 use crate::abstractions::{
-    kthread::{Body, Eagerness, Thread},
+    kthread::{SchedPolicy, Thread, ThreadFn},
     pid::ProcessRef,
 };
 use kernel::{
@@ -106,13 +106,13 @@ struct Life {
     exit: Event,
 }
 
-impl Body for Life {
-    const EAGERNESS: Eagerness = Eagerness::Patient;
+impl ThreadFn for Life {
+    const SCHED_POLICY: SchedPolicy = SchedPolicy::Batch;
 
     fn run(self) {
         for _ in 0..Process::REFS {
             let process = ProcessRef::current();
-            // Who asks for more than there are sees it.
+            // A caller that asks for more than there are sees it.
             let _ = self.refs.made.lock().push(process, GFP_KERNEL);
         }
         self.started.happen();
@@ -134,7 +134,7 @@ impl Process {
             exit: exit.clone(),
         };
         let exit = ExitFirst(exit);
-        let thread = Thread::spawn(fmt!("{name}"), life)?;
+        let thread = Thread::run(fmt!("{name}"), life)?;
         started.wait();
         Ok(Self {
             _exit: exit,
@@ -152,8 +152,8 @@ impl Process {
 /// Runs a closure in a thread of its own.
 pub(super) struct Run<F>(pub(super) F);
 
-impl<F: FnOnce() + Send + 'static> Body for Run<F> {
-    const EAGERNESS: Eagerness = Eagerness::Eager;
+impl<F: FnOnce() + Send + 'static> ThreadFn for Run<F> {
+    const SCHED_POLICY: SchedPolicy = SchedPolicy::HighPri;
 
     fn run(self) {
         (self.0)()
@@ -162,5 +162,5 @@ impl<F: FnOnce() + Send + 'static> Body for Run<F> {
 
 /// Starts a thread that runs `body`.
 pub(super) fn thread<F: FnOnce() + Send + 'static>(body: F) -> Result<Thread<Run<F>>> {
-    Thread::spawn(fmt!("rnbd-kunit"), Run(body))
+    Thread::run(fmt!("rnbd-kunit"), Run(body))
 }

@@ -10,8 +10,8 @@ use super::{
 use crate::abstractions::{
     compat::{bindings, module::this_module},
     net::genetlink::{
-        attribute_size, Declaration, Family, Info, Operation, OperationEntry, Policies, Policy,
-        PutAttributes, Validation,
+        nla_total_size, Declaration, Family, Info, Operation, Policies, Policy, PutAttributes,
+        SmallOps, Validation,
     },
 };
 use kernel::{
@@ -56,12 +56,12 @@ static POLICIES: Policies<10> = Policies::new()
     .with(TEXT, Policy::nul_string(16))
     .with(LIST, Policy::NESTED);
 
-static OPERATIONS: [OperationEntry<Shared>; 5] = [
-    OperationEntry::of::<Liberal>(),
-    OperationEntry::of::<Strict>(),
-    OperationEntry::of::<Sum>(),
-    OperationEntry::of::<Fill>(),
-    OperationEntry::of::<Interrupted>(),
+static OPERATIONS: [SmallOps<Shared>; 5] = [
+    SmallOps::of::<Liberal>(),
+    SmallOps::of::<Strict>(),
+    SmallOps::of::<Sum>(),
+    SmallOps::of::<Fill>(),
+    SmallOps::of::<Interrupted>(),
 ];
 
 const fn family() -> Family<Shared> {
@@ -72,9 +72,9 @@ const fn family() -> Family<Shared> {
         policies: POLICIES.as_slice(),
         groups: &[],
         operations: &OPERATIONS,
-        all_namespaces: false,
+        netnsok: false,
         parallel_ops: true,
-        first_strict_command: 2,
+        resv_start_op: 2,
     })
 }
 
@@ -140,14 +140,14 @@ impl Operation<Shared> for Sum {
         let mut sum = 0_u32;
         for item in info.require(LIST)?.nested() {
             if item.number() != ITEM {
-                info.ext_ack().blame(item);
+                info.ext_ack().set_bad_attr(item);
                 return Err(info
                     .ext_ack()
-                    .refuse(EINVAL, fmt!("{} is no item", item.number())));
+                    .err_msg(EINVAL, fmt!("{} is no item", item.number())));
             }
             sum = sum.wrapping_mul(10).wrapping_add(item.u32()?);
         }
-        let mut reply = info.new_reply(attribute_size(4))?;
+        let mut reply = info.new_reply(nla_total_size(4))?;
         reply.put_u32(WORD, sum)?;
         info.reply(reply)
     }
@@ -184,7 +184,7 @@ impl Operation<Shared> for Interrupted {
     const COMMAND: u8 = 5;
 
     fn doit(info: &Info<'_, Shared>) -> Result {
-        Err(info.ext_ack().refuse(EINTR, fmt!("a signal came")))
+        Err(info.ext_ack().err_msg(EINTR, fmt!("a signal came")))
     }
 }
 
@@ -242,9 +242,9 @@ mod tests {
         }
         assert_eq!(shared.calls.load(Relaxed), 5);
         drop(registration);
-        // Nobody has kept a reference.
+        // No reference is left.
         assert!(Arc::into_unique_or_drop(shared).is_some());
-        // And nobody answers any more.
+        // And there is no answer any more.
         assert_eq!(ask(1, &word()?)?.error, errno(code::ENOENT));
         Ok(())
     }

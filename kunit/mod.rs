@@ -10,7 +10,6 @@
 
 mod bvec;
 mod cookie;
-mod deferred;
 mod disk;
 mod disk_requests;
 mod fallback;
@@ -29,3 +28,4 @@ mod socket_pair;
 mod staging;
 mod test_disk;
 mod wire;
+mod work;

@@ -6,7 +6,8 @@ use super::netlink_client::{Answer, Bytes, Client};
 use crate::protocol::netlink::{attribute, command, device, socket, FAMILY_NAME};
 use kernel::prelude::*;
 
-/// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY`, `CTRL_ATTR_FAMILY_ID`, `CTRL_ATTR_FAMILY_NAME`: numbers of the ABI.
+/// `GENL_ID_CTRL`, `CTRL_CMD_GETFAMILY`, `CTRL_ATTR_FAMILY_ID`, `CTRL_ATTR_FAMILY_NAME`: numbers of
+/// the ABI.
 const CONTROLLER: u16 = 16;
 const GET_FAMILY: u8 = 3;
 const FAMILY_ID: u16 = 1;
@@ -64,7 +65,7 @@ fn refused(answer: &Answer, words: &str) -> bool {
     answer.error == EINVAL.to_errno() && answer.reply.is_none() && answer.says(words)
 }
 
-/// Whether STATUS has nbd0 as a device that nobody has attached.
+/// Whether STATUS has nbd0 as a device that is not attached.
 fn is_free() -> Result<bool> {
     let item = Bytes::new()
         .attribute(device::INDEX, &0_u32.to_ne_bytes())?

@@ -10,7 +10,8 @@ use kernel::{
     prelude::*,
 };
 
-/// `AF_NETLINK`, `SOCK_RAW`, `NETLINK_GENERIC`; `SOL_NETLINK`, `NETLINK_EXT_ACK`: numbers of the ABI.
+/// `AF_NETLINK`, `SOCK_RAW`, `NETLINK_GENERIC`; `SOL_NETLINK`, `NETLINK_EXT_ACK`: numbers of the
+/// ABI.
 const NETLINK: i32 = 16;
 const RAW: i32 = 3;
 const GENERIC: i32 = 16;
@@ -73,7 +74,7 @@ impl Answer {
     }
 }
 
-/// A socket, with a file: whoever asks what its opener was allowed looks there.
+/// A socket, with a file: what its opener was allowed is looked up there.
 ///
 /// # Invariants
 ///
@@ -83,7 +84,7 @@ pub(super) struct Client {
     file: *mut bindings::file,
 }
 
-/// A message to nobody in particular, without control data.
+/// A message without address or control data.
 fn header() -> bindings::msghdr {
     // SAFETY: All of its fields are integers, pointers that may be null, and unions of these.
     unsafe { core::mem::zeroed() }

@@ -22,7 +22,8 @@ mod tests {
     #[test]
     fn a_reference_is_counted_and_given_back() -> Result {
         let before = count();
-        // Who made this thread has its pid until he is told of that: one reference may go meanwhile.
+        // The thread's creator has its pid until it is told of that: one reference may go
+        // meanwhile.
         let grown_by = |references: i32| matches!(before + references - count(), 0 | 1);
         let mut references = KVec::with_capacity(MANY, GFP_KERNEL)?;
         for _ in 0..MANY {
@@ -56,7 +57,7 @@ mod tests {
         drop(other);
         assert!(!them.is_alive());
         assert_eq!((them.number(), them.name()), (number, "rnbd-other"));
-        // Whoever comes now is another, whatever his number.
+        // A process that comes now is another, whatever its number.
         for _ in 0..100 {
             let next = Process::start("rnbd-next")?;
             assert!(next.process()? != them);

@@ -7,11 +7,11 @@ use super::{
     socket_pair::{datagrams, pair, settle, sockets, tcp},
 };
 use crate::abstractions::{
-    bvec::{Buffer, BvecRoom},
+    bvec::{Buffer, BvecArray},
     compat::error::code::ENOBUFS,
     iov::Kvec,
     net::{
-        address::Family,
+        sockaddr::Family,
         socket::{More, Socket, Unusable, Wait},
     },
 };
@@ -35,12 +35,12 @@ fn send(socket: &Socket, bytes: &[u8]) -> Result {
 
 /// Fills `room`.
 fn receive(socket: &Socket, room: &mut [u8]) -> (usize, Result) {
-    let (mut buffer, mut one) = match (Buffer::new(room.len()), BvecRoom::new(1)) {
+    let (mut buffer, mut one) = match (Buffer::new(room.len()), BvecArray::new(1)) {
         (Ok(buffer), Ok(one)) => (buffer, one),
         _ => return (0, Err(ENOMEM)),
     };
     let mut list = one.list();
-    if list.push_room(&mut buffer, 0..room.len()).is_err() {
+    if list.push_bytes_mut(&mut buffer, 0..room.len()).is_err() {
         return (0, Err(ENOBUFS));
     }
     let result = socket.receive(&mut list);
@@ -105,12 +105,12 @@ mod tests {
     fn streams_are_taken() -> Result {
         let (one, _other) = pair()?;
         let unix = Socket::from_fd(one.number()).map_err(|_| EINVAL)?;
-        assert!(unix.local_address().family() == Some(Family::Unix));
+        assert!(unix.getsockname().family() == Some(Family::Unix));
         let tcp = tcp()?;
         let tcp = Socket::from_fd(tcp.number()).map_err(|_| EINVAL)?;
-        assert!(tcp.local_address().family() == Some(Family::Inet));
+        assert!(tcp.getsockname().family() == Some(Family::Inet));
         // Not connected.
-        assert!(tcp.peer_address().family().is_none());
+        assert!(tcp.getpeername().family().is_none());
         Ok(())
     }
 
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_bounded_send_gives_up() -> Result {
         let (one, other) = sockets()?;
-        one.set_send_timeout(1);
+        one.set_sndtimeo(1);
         let bytes = pattern(1 << 20)?;
         let (sent, result) = one.send(&mut Kvec::source(&bytes), More::Ends, Wait::Allowed);
         assert!(result == Err(EAGAIN) && sent > 0 && sent < bytes.len());
@@ -282,7 +282,7 @@ mod tests {
         let (one, other) = sockets()?;
         one.reclassify_locks();
         one.set_memalloc();
-        one.set_send_timeout(0);
+        one.set_sndtimeo(0);
         send(&one, b"block")?;
         let mut room = [0; 5];
         assert!(receive(&other, &mut room) == (5, Ok(())) && &room == b"block");

@@ -20,7 +20,7 @@ const DATAGRAM: i32 = 2;
 ///
 /// # Invariants
 ///
-/// `0` is open, and nobody else closes it.
+/// `0` is open, and is closed by this value alone.
 pub(super) struct Fd(u32);
 
 impl Fd {

@@ -4,7 +4,7 @@
 
 use super::socket_pair::sockets;
 use crate::abstractions::{
-    bvec::{Buffer, BvecRoom},
+    bvec::{Buffer, BvecArray},
     compat::error::code::ENOBUFS,
     net::{
         socket::{More, Socket, Wait},
@@ -25,9 +25,10 @@ fn send(socket: &Socket, staging: &mut Staging) -> (usize, Result) {
 }
 
 fn receive(socket: &Socket, bytes: usize) -> Result<Buffer> {
-    let (mut buffer, mut room) = (Buffer::new(bytes)?, BvecRoom::new(1)?);
+    let (mut buffer, mut room) = (Buffer::new(bytes)?, BvecArray::new(1)?);
     let mut list = room.list();
-    list.push_room(&mut buffer, 0..bytes).map_err(|_| ENOBUFS)?;
+    list.push_bytes_mut(&mut buffer, 0..bytes)
+        .map_err(|_| ENOBUFS)?;
     socket.receive(&mut list).1?;
     Ok(buffer)
 }
@@ -36,7 +37,7 @@ fn receive(socket: &Socket, bytes: usize) -> Result<Buffer> {
 fn page_of(byte: u8) -> Result<Page> {
     let page = Page::alloc_page(GFP_KERNEL)?;
     let bytes = KVec::from_elem(byte, PAGE_SIZE, GFP_KERNEL)?;
-    // SAFETY: The bytes are as many as the page has, and nobody else uses the page.
+    // SAFETY: The bytes are as many as the page has, and the page is not used elsewhere.
     unsafe { page.write_raw(bytes.as_ptr(), 0, PAGE_SIZE) }?;
     Ok(page)
 }
@@ -84,7 +85,7 @@ mod tests {
         assert!(send(&one, &mut staging) == (PAGE_SIZE, Ok(())));
         // Its owner goes on with it before it was read.
         let new = KVec::from_elem(8, PAGE_SIZE, GFP_KERNEL)?;
-        // SAFETY: The bytes are as many as the page has, and nobody else uses the page.
+        // SAFETY: The bytes are as many as the page has, and the page is not used elsewhere.
         unsafe { page.write_raw(new.as_ptr(), 0, PAGE_SIZE) }?;
         let came = receive(&other, PAGE_SIZE)?;
         assert!(came.bytes().iter().all(|came| *came == 7));

@@ -7,8 +7,8 @@ use crate::abstractions::{
     block::{
         major::Major,
         mq::{
-            AttributeGroup, Disk, DiskBuilder, GenDisk, Operations, Outcome, QueueLimits, Request,
-            Status, Timeout,
+            AttributeGroup, Disk, GenDisk, GenDiskBuilder, Operations, Outcome, QueueLimits,
+            Request, Status, Timeout,
         },
     },
     compat::module::this_module,
@@ -117,7 +117,7 @@ impl Operations for Driver {
     }
 
     fn timeout(_: &Disk<Self>, _: Option<&Attachment>, _: &Request<Self>) -> Timeout {
-        Timeout::Again
+        Timeout::ResetTimer
     }
 }
 
@@ -136,7 +136,7 @@ pub(super) struct TestDisk {
     pub(super) attachments: Census,
 }
 
-/// Builds a disk whose data is counted in `census`, with `limits`.
+/// Builds a disk with data that is counted in `census`, and with `limits`.
 pub(super) fn build(census: &Census, limits: QueueLimits) -> Result<GenDisk<Driver>> {
     let counted = census.make();
     let holding = Event::new()?;
@@ -151,11 +151,11 @@ pub(super) fn build(census: &Census, limits: QueueLimits) -> Result<GenDisk<Driv
         once: Atomic::new(false),
         _counted: counted,
     }? Error);
-    DiskBuilder {
+    GenDiskBuilder {
         major: MAJOR,
         first_minor: 0,
         minors: 1,
-        hw_queues: 1,
+        nr_hw_queues: 1,
         queue_depth: DEPTH,
         scheduled: true,
         limits,

@@ -23,7 +23,7 @@ pub fn choose<T>(connections: &[T], queue: u32, lives: impl Fn(&T) -> bool) -> O
 
 /// What becomes of a request that its connection cannot serve, or cannot any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Disposition {
     /// It fails.
     Fail,
     /// It comes again at once: another connection lives.
@@ -32,15 +32,15 @@ pub enum Fate {
     Wait,
 }
 
-/// That, by how many connections live, and whether it may be waited for another when none does.
-pub fn fate(draining: bool, live: u32, may_wait: impl FnOnce() -> bool) -> Fate {
+/// Decides it by how many connections live, and whether to wait for another when none does.
+pub fn disposition(draining: bool, live: u32, may_wait: impl FnOnce() -> bool) -> Disposition {
     if draining {
-        Fate::Fail
+        Disposition::Fail
     } else if live > 0 {
-        Fate::Retry
+        Disposition::Retry
     } else if may_wait() {
-        Fate::Wait
+        Disposition::Wait
     } else {
-        Fate::Fail
+        Disposition::Fail
     }
 }

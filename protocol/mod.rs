@@ -11,7 +11,7 @@
 //! * [`cookie`]: what names a request on the wire.
 //! * [`fallback`]: which connection a request goes over.
 //! * [`netlink`]: names and numbers of the generic netlink family.
-//! * [`request`]: the atomic word that says who may answer a request.
+//! * [`request`]: the atomic word that gives the right to answer a request.
 //! * [`setup`]: phases, owner and socket array of a device.
 
 pub mod cookie;

@@ -103,6 +103,11 @@ impl ClientFlags {
         Self(bits)
     }
 
+    /// The bits.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Whether all of `other`'s bits are set.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The atomic word that says who may answer a request (invariant G5).
+//! The atomic word that gives the right to answer a request (invariant G5).
 //!
 //! Each request has one [`Word`]. It holds the request's state, the connection and epoch that it
 //! was sent on, and the sequence number of its cookie; every transition is one compare-exchange on
@@ -112,7 +112,7 @@ impl Fields {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stale;
 
-/// Who may answer a request. See the [module](self).
+/// The right to answer a request. See the [module](self).
 pub struct Word<A: AtomicWord>(A);
 
 impl<A: AtomicWord> Default for Word<A> {
@@ -134,7 +134,7 @@ impl<A: AtomicWord> Word<A> {
 
     /// Starts to send the request on `route`, as the next of that connection's `sequence`.
     ///
-    /// To be called by the one to whom the block layer has just handed the request: nobody else
+    /// To be called by the task that the block layer has just handed the request to: no other
     /// changes the word while it is answered.
     pub fn begin(&self, route: Route, sequence: &mut Sequence) -> Sending<'_, A> {
         let fields = Fields {
@@ -169,9 +169,10 @@ impl<A: AtomicWord> Word<A> {
         }
     }
 
-    /// Takes the right to answer from whoever might reply over `route`; for its death.
+    /// Takes the right to answer from the server at the other end of `route`, which is dead.
     ///
-    /// Gives nothing while a sender or a receiver has the request: they meet the death themselves.
+    /// Gives nothing while a sender or a receiver has the request: they notice that the route is
+    /// dead.
     pub fn claim_from(&self, route: Route) -> Option<Claim<'_, A>> {
         let fields = self.fields();
         (fields.route == route)

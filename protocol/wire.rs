@@ -77,8 +77,10 @@ pub struct CommandFlags {
 }
 
 impl CommandFlags {
-    const FUA: u16 = 1 << 0;
-    const NO_HOLE: u16 = 1 << 1;
+    /// Bit of [`fua`](Self::fua).
+    pub const FUA: u16 = 1 << 0;
+    /// Bit of [`no_hole`](Self::no_hole).
+    pub const NO_HOLE: u16 = 1 << 1;
 
     const fn bits(self) -> u16 {
         (if self.fua { Self::FUA } else { 0 }) | (if self.no_hole { Self::NO_HOLE } else { 0 })

@@ -30,8 +30,10 @@ impl Major {
 }
 
 impl Drop for Major {
+    #[inline]
     fn drop(&mut self) {
-        // SAFETY: By the type invariant this pair is registered, and nobody else unregisters it.
+        // SAFETY: By the type invariant this pair is registered, and only this value unregisters
+        // it.
         unsafe { bindings::unregister_blkdev(self.number, self.name.as_char_ptr()) };
     }
 }

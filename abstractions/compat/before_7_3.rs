@@ -3,7 +3,7 @@
 //! What the series before 7.3 lack: generic netlink, most of errno, a module's own `ThisModule`.
 //! And what they call by another name.
 
-// A kernel's interface: who uses it may not need all of it.
+// A kernel's interface: its users may not need all of it.
 #![allow(dead_code, unused_imports)]
 
 /// `kernel::bindings`, with generic netlink.
@@ -69,6 +69,7 @@ pub(crate) mod error {
 }
 
 /// `bi_offset` of a bio's iterator.
+#[inline]
 pub(crate) fn bi_offset(iter: kernel::bindings::bvec_iter) -> u32 {
     iter.bi_bvec_done
 }
@@ -79,6 +80,7 @@ pub(crate) mod module {
 
     /// Returns a reference to the `THIS_MODULE` of the given module type. There is one in a crate.
     #[allow(clippy::extra_unused_type_parameters)]
+    #[inline]
     pub(crate) const fn this_module<M: ModuleMetadata>() -> &'static ThisModule {
         &crate::THIS_MODULE
     }

@@ -18,6 +18,7 @@ pub(crate) use kernel::{bindings, error, module, net};
 
 /// Where in its element a bio's iterator is: 7.3 has renamed the field.
 #[cfg(not(before_7_3))]
+#[inline]
 pub(crate) fn bi_offset(iter: bindings::bvec_iter) -> u32 {
     iter.bi_offset
 }

@@ -2,7 +2,7 @@
 
 //! Networking.
 
-pub(crate) mod address;
 pub(crate) mod genetlink;
+pub(crate) mod sockaddr;
 pub(crate) mod socket;
 pub(crate) mod staging;

@@ -7,8 +7,8 @@
 use crate::{
     abstractions::{
         compat::error::code::ENOTSOCK,
-        iov::{self, Dest, IoVec, Source},
-        net::address::Address,
+        iov::{self, Dest, IovIter, Source},
+        net::sockaddr::SockAddr,
     },
     bindings as extra,
 };
@@ -17,7 +17,7 @@ use kernel::{
     bindings, error::to_result, ffi, prelude::*, task::MAX_SCHEDULE_TIMEOUT, types::ScopeGuard,
 };
 
-/// Why a file descriptor is no stream socket to be used here.
+/// Why a file descriptor cannot be used as a stream socket here.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unusable {
     /// It is no socket, or not open: this is what the look-up said.
@@ -79,17 +79,18 @@ impl Socket {
     }
 
     /// Our end's address.
-    pub(crate) fn local_address(&self) -> Address {
+    pub(crate) fn getsockname(&self) -> SockAddr {
         // SAFETY: By the type invariant; there is room for any address.
-        Address::read(|room| unsafe { bindings::kernel_getsockname(self.0.as_ptr(), room) })
+        SockAddr::read(|room| unsafe { bindings::kernel_getsockname(self.0.as_ptr(), room) })
     }
 
     /// The other end's address, while it is connected.
-    pub(crate) fn peer_address(&self) -> Address {
+    pub(crate) fn getpeername(&self) -> SockAddr {
         // SAFETY: As above.
-        Address::read(|room| unsafe { bindings::kernel_getpeername(self.0.as_ptr(), room) })
+        SockAddr::read(|room| unsafe { bindings::kernel_getpeername(self.0.as_ptr(), room) })
     }
 
+    #[inline]
     fn sk(&self) -> *mut bindings::sock {
         // SAFETY: By the type invariant; an open socket keeps its `sk`.
         unsafe { (*self.0.as_ptr()).sk }
@@ -97,6 +98,7 @@ impl Socket {
 
     /// Readies the socket for block I/O: its locks get lock classes of their own, for it is used
     /// below filesystems that other sockets are used above.
+    #[inline]
     pub(crate) fn reclassify_locks(&self) {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_sock_reclassify(self.sk()) };
@@ -104,13 +106,14 @@ impl Socket {
 
     /// Lets the socket use the memory reserves, without which writing pages out over it could
     /// wait for pages to be written out.
+    #[inline]
     pub(crate) fn set_memalloc(&self) {
         // SAFETY: By the type invariant.
         unsafe { extra::sk_set_memalloc(self.sk()) };
     }
 
     /// Bounds how long a send may wait for the peer, in seconds; 0 for no bound.
-    pub(crate) fn set_send_timeout(&self, seconds: u32) {
+    pub(crate) fn set_sndtimeo(&self, seconds: u32) {
         let jiffies = match seconds {
             0 => MAX_SCHEDULE_TIMEOUT,
             seconds => kernel::time::msecs_to_jiffies(seconds.saturating_mul(1000)) as isize,
@@ -123,7 +126,7 @@ impl Socket {
     ///
     /// Returns how many bytes went, and what stopped the rest: `EINTR` or `ERESTARTSYS` for a
     /// signal, `EAGAIN` for a bound on waiting, else what the socket says.
-    pub(crate) fn send<V: IoVec<Source>>(
+    pub(crate) fn send<V: IovIter<Source>>(
         &self,
         data: &mut V,
         more: More,
@@ -145,7 +148,7 @@ impl Socket {
     /// Fills `data`, all of it unless something fails. Sleeps.
     ///
     /// Returns how many bytes came, and what stopped the rest: `EPIPE` if the peer has closed.
-    pub(crate) fn receive(&self, data: &mut impl IoVec<Dest>) -> (usize, Result) {
+    pub(crate) fn receive(&self, data: &mut impl IovIter<Dest>) -> (usize, Result) {
         let flags = bindings::MSG_NOSIGNAL | bindings::MSG_WAITALL;
         self.receive_with(data, flags, usize::MAX)
     }
@@ -156,7 +159,7 @@ impl Socket {
     /// Returns as [`Self::receive`] does, and `EAGAIN` for what it would have to wait for.
     pub(crate) fn receive_at_least(
         &self,
-        data: &mut impl IoVec<Dest>,
+        data: &mut impl IovIter<Dest>,
         enough: usize,
         wait: Wait,
     ) -> (usize, Result) {
@@ -169,7 +172,7 @@ impl Socket {
 
     fn receive_with(
         &self,
-        data: &mut impl IoVec<Dest>,
+        data: &mut impl IovIter<Dest>,
         flags: u32,
         enough: usize,
     ) -> (usize, Result) {
@@ -224,6 +227,7 @@ impl Socket {
     }
 
     /// Whether there is something to receive, as far as can be told without a lock.
+    #[inline]
     pub(crate) fn has_data(&self) -> bool {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_sk_has_data(self.sk()) }
@@ -248,8 +252,8 @@ impl Socket {
         unsafe {
             let queue = extra::rnbd_helper_sk_sleep(self.sk());
             bindings::add_wait_queue(queue, entry);
-            // What came before the entry was there is seen here; what comes after it, wakes. Between
-            // the two is a full barrier, in the helper; whoever wakes has one too.
+            // What came before the entry was there is seen here; what comes after it, wakes.
+            // Between the two is a full barrier, in the helper; the waker has one too.
             if extra::rnbd_helper_sock_poll(self.0.as_ptr()) & READER_EVENTS == 0 {
                 bindings::wait_woken(entry, bindings::TASK_INTERRUPTIBLE, MAX_SCHEDULE_TIMEOUT);
             }
@@ -257,8 +261,9 @@ impl Socket {
         }
     }
 
-    /// Shuts both directions down: all who wait in the socket wake, and the peer sees the end. May
+    /// Shuts both directions down: all waiters in the socket wake, and the peer sees EOF. May
     /// sleep.
+    #[inline]
     pub(crate) fn shutdown(&self) {
         // SAFETY: By the type invariant.
         unsafe {
@@ -284,7 +289,7 @@ impl Socket {
 /// `MSG_DONTWAIT`, an enumerator's name in some C libraries and a macro here; part of the ABI.
 const MSG_DONTWAIT: u32 = 0x40;
 
-/// `EPOLLIN`, `EPOLLERR`, `EPOLLHUP`, `EPOLLRDHUP`: what there is to know for who receives. Part of
+/// `EPOLLIN`, `EPOLLERR`, `EPOLLHUP`, `EPOLLRDHUP`: what a receiver waits for. Part of
 /// the ABI; for C they are casts that bindgen does not evaluate.
 const READER_EVENTS: u32 = 0x1 | 0x8 | 0x10 | 0x2000;
 
@@ -309,6 +314,7 @@ unsafe extern "C" fn wake_reader(
 }
 
 impl Drop for Socket {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the reference is this value's.
         unsafe { extra::rnbd_helper_sockfd_put(self.0.as_ptr()) };

@@ -3,15 +3,15 @@
 //! Pages that data is copied to once, to be sent without the socket's copying it again.
 //!
 //! To splice the pages of a request itself would spare that one copy too. But a server may answer a
-//! write before it has read it, and on this machine it then reads from the very page, which belongs
-//! to others by then. These pages belong to the sender, and are not written to while anybody may
-//! still read them.
+//! write before it has read it. If it runs on this machine it then reads from the very page, which
+//! has another owner by then. These pages belong to the sender, and are not written to while they
+//! can still be read.
 //!
 //! C headers: [`include/linux/socket.h`](srctree/include/linux/socket.h) (`MSG_SPLICE_PAGES`),
 //! [`include/linux/highmem.h`](srctree/include/linux/highmem.h)
 
 use crate::{
-    abstractions::iov::{Direction, IoVec, Source},
+    abstractions::iov::{Direction, IovIter, Source},
     bindings as extra,
 };
 use kernel::{
@@ -24,8 +24,8 @@ use kernel::{
 /// A part of a page that something was copied to.
 type Part = bindings::bio_vec;
 
-/// Pages of the driver's own, used again and again. They are made when they are first needed, and
-/// stay until this is dropped; who still reads one then keeps it.
+/// Pages of the driver's own, used again and again. They are allocated when they are first needed,
+/// and stay until this is dropped. A reader that still has one then keeps it.
 pub(crate) struct Staging {
     slots: KVec<Slot>,
     /// How many there may be.
@@ -53,7 +53,7 @@ unsafe impl Send for Staging {}
 // SAFETY: As above; `&Staging` gives access to nothing.
 unsafe impl Sync for Staging {}
 
-/// No page is free: those that there may be are still to be read, or there is no memory for more.
+/// No page is free: all are still to be read, or there is no memory for more.
 #[derive(Debug)]
 pub(crate) struct NoPage;
 
@@ -74,6 +74,7 @@ impl Staging {
     }
 
     /// Whether nothing is there to be sent.
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
@@ -85,7 +86,7 @@ impl Staging {
         self.round = self.round.wrapping_add(1);
     }
 
-    /// A slot whose page nobody reads, and that nothing was put to since [`Self::clear`]. Does not
+    /// A slot whose page has no reader, and that nothing was put to since [`Self::clear`]. Does not
     /// wait for memory.
     fn free_slot(&mut self) -> Result<usize, NoPage> {
         // Small pieces go on being put to the shared one: the turn is the next one's.
@@ -167,7 +168,7 @@ impl Staging {
         let (page, offset) = self.room(bytes.len())?;
         self.list(page, offset, bytes.len())?;
         // SAFETY: The page is this value's, and from `offset` on there is room for the bytes, which
-        // nobody reads yet.
+        // no one reads yet.
         unsafe {
             extra::rnbd_helper_memcpy_to_page(page, offset, bytes.as_ptr().cast(), bytes.len())
         };
@@ -189,7 +190,7 @@ impl Staging {
         if len < PAGE_SIZE {
             let (page, offset) = self.room(len)?;
             self.list(page, offset, len)?;
-            // SAFETY: By the safety requirement; the page is this value's, and nobody reads yet
+            // SAFETY: By the safety requirement; the page is this value's, and no one reads yet
             // what lies from `offset` on.
             unsafe { extra::rnbd_helper_memcpy_page(page, offset, source, from, len) };
         } else {
@@ -203,10 +204,10 @@ impl Staging {
     }
 }
 
-// SAFETY: The parts are of pages that `self` keeps, and were copied to. Whoever takes a reference to
-// a page may read these parts for as long: nobody writes to a page that others refer to, but behind
-// what was listed.
-unsafe impl IoVec<Source> for Staging {
+// SAFETY: The parts are of pages that `self` keeps, and were copied to. A holder of a
+// reference to a page may read these parts for as long: a page that others refer to is only written
+// to behind what was listed.
+unsafe impl IovIter<Source> for Staging {
     const FLAGS: u32 = bindings::MSG_SPLICE_PAGES;
 
     fn as_raw(&mut self) -> *mut bindings::iov_iter {

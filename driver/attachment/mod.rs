@@ -18,17 +18,17 @@ use super::{
     wire::{
         connection::{Connection, ConnectionArray, ConnectionRef, Loss},
         journal::{Journal, LastError},
-        link::{Death, Link},
+        link::{DeadReason, Link},
         overseer::Overseer,
     },
 };
 use crate::{
     abstractions::{
         block::mq::{Disk, Outcome, Status},
-        ratelimit::RateLimit,
+        ratelimit::RatelimitState,
     },
     protocol::{
-        fallback::{self, Fate},
+        fallback::{self, Disposition},
         flags::TransmissionFlags,
         request::Route,
         setup::Config,
@@ -70,7 +70,7 @@ pub(crate) struct Attachment {
     /// The last connection died of a request's time-out.
     timed_out: Atomic<bool>,
     /// Bounds what servers can make the log say.
-    pub(crate) said: RateLimit,
+    pub(crate) log_limit: RatelimitState,
     /// Since when requests have waited for a connection, as none is left.
     #[pin]
     waits: SpinLock<Option<Instant<Monotonic>>>,
@@ -121,7 +121,7 @@ impl Attachment {
                 live: Atomic::new(live),
                 draining: Atomic::new(false),
                 timed_out: Atomic::new(false),
-                said: RateLimit::new(),
+                log_limit: RatelimitState::new(),
                 waits <- new_spinlock!(None, "rnbd::waits"),
                 presence <- new_mutex!(Presence::default(), "rnbd::presence"),
                 end <- new_mutex!(End::default(), "rnbd::end"),
@@ -148,7 +148,7 @@ impl Attachment {
     pub(crate) fn set_timeout(&self, seconds: u32) {
         self.timeout.store(seconds, Relaxed);
         for connection in &self.connections {
-            connection.link().socket.set_send_timeout(seconds);
+            connection.link().socket.set_sndtimeo(seconds);
         }
     }
 
@@ -187,14 +187,14 @@ impl Attachment {
     }
 
     /// Counts a connection that has nothing left to send on. Returns how many others there are.
-    pub(crate) fn count_lost(&self) -> u32 {
+    pub(crate) fn dec_live(&self) -> u32 {
         // First: whoever finds none left waits for this one, not for one that was lost earlier.
         *self.waits.lock() = None;
         self.live.fetch_sub(1, Full).saturating_sub(1)
     }
 
     /// Counts a connection that has got a link again.
-    pub(crate) fn count_revived(&self) {
+    pub(crate) fn inc_live(&self) {
         self.live.fetch_add(1, Full);
     }
 
@@ -208,16 +208,16 @@ impl Attachment {
         self.stop_sending();
         for connection in &self.connections {
             // In this order: what is current now may be leaving the next moment.
-            self.kill(connection, &connection.link(), Death::Retired);
+            self.kill(connection, &connection.link(), DeadReason::Retired);
             if let Some(leaving) = connection.leaving() {
-                self.kill(connection, &leaving, Death::Retired);
+                self.kill(connection, &leaving, DeadReason::Retired);
             }
         }
     }
 
     /// Whether a request waits for a new connection, since all are dead. The time that this may take
     /// runs from the first one that does; when that has waited in vain, all fail at once.
-    fn awaits_connection(&self) -> bool {
+    fn may_wait_for_reconnect(&self) -> bool {
         let seconds = self.dead_conn_timeout.load(Relaxed);
         if seconds == 0 {
             return false;
@@ -249,28 +249,28 @@ impl Overseer for Attachment {
         self.draining.load(Relaxed)
     }
 
-    fn fate(&self) -> Outcome {
+    fn disposition(&self) -> Outcome {
         let draining = self.is_draining();
-        match fallback::fate(draining, self.live(), || self.awaits_connection()) {
-            Fate::Fail => Outcome::End(Status::IoError),
-            Fate::Retry => Outcome::Requeue,
-            Fate::Wait => Outcome::Park,
+        match fallback::disposition(draining, self.live(), || self.may_wait_for_reconnect()) {
+            Disposition::Fail => Outcome::End(Status::IoError),
+            Disposition::Retry => Outcome::Requeue,
+            Disposition::Wait => Outcome::RequeueDelayed,
         }
     }
 
     // Says so in the log, unless it was wished for.
-    fn kill(&self, connection: &Connection, link: &Link, death: Death) {
+    fn kill(&self, connection: &Connection, link: &Link, death: DeadReason) {
         let loss = connection.kill(link);
         if loss == Loss::None {
             return;
         }
-        if loss == Loss::Current && self.count_lost() == 0 && matches!(death, Death::TimedOut) {
+        if loss == Loss::Current && self.dec_live() == 0 && matches!(death, DeadReason::TimedOut) {
             self.timed_out.store(true, Relaxed);
         }
         // Not before that is counted: with the last receiver the generation may end, and it is
         // asked why.
-        connection.bury(link, death);
-        if death.is_wished() || self.is_draining() {
+        connection.shutdown(link, death);
+        if death.is_deliberate() || self.is_draining() {
             return;
         }
         self.journal.note(LastError::Connection {
@@ -287,7 +287,7 @@ impl Overseer for Attachment {
         );
     }
 
-    fn withdraw(&self, flag: TransmissionFlags) -> bool {
+    fn clear_flag(&self, flag: TransmissionFlags) -> bool {
         let mut old = self.flags.load(Relaxed);
         loop {
             let flags = TransmissionFlags::from_bits(old);
@@ -298,8 +298,8 @@ impl Overseer for Attachment {
         }
     }
 
-    fn said(&self) -> &RateLimit {
-        &self.said
+    fn log_limit(&self) -> &RatelimitState {
+        &self.log_limit
     }
 
     fn receiver_comes(&self) {
@@ -308,9 +308,9 @@ impl Overseer for Attachment {
     }
 
     fn receiver_goes(&self, route: Route) {
-        self.disk.for_each_request(|request| {
+        self.disk.tagset_busy_iter(|request| {
             if let Some(claim) = request.data().word.claim_from(route) {
-                answer(request, claim, self.fate());
+                answer(request, claim, self.disposition());
             }
         });
         let mut end = self.end.lock();

@@ -16,7 +16,7 @@ use crate::{
         nbd::{answer, Nbd},
         wire::{
             connection::{Connection, ConnectionRef, Tx},
-            link::{Death, Link},
+            link::{DeadReason, Link},
             overseer::Overseer,
             receive::Receiver,
         },
@@ -48,7 +48,7 @@ pub(crate) enum Scope {
 }
 
 /// A link that another has taken the place of.
-struct Old<'a> {
+struct OldLink<'a> {
     connection: &'a ConnectionRef,
     link: Arc<Link>,
     receiver: Thread<Receiver<Attachment>>,
@@ -68,7 +68,7 @@ pub(crate) fn sockets(
 ) -> Result<usize> {
     let mut old = KVec::with_capacity(sockets.len(), GFP_KERNEL)?;
     let result = put_all(attachment, sockets, scope, &mut old);
-    attachment.disk().kick_requeued();
+    attachment.disk().kick_requeue_list();
     let taken = old.len();
     retire(attachment, old);
     result.map(|()| taken)
@@ -78,7 +78,7 @@ fn put_all<'a>(
     attachment: &'a AttachmentRef,
     sockets: KVec<Socket>,
     scope: Scope,
-    old: &mut KVec<Old<'a>>,
+    old: &mut KVec<OldLink<'a>>,
 ) -> Result {
     let mut presence = attachment.presence.lock();
     if presence.closed {
@@ -116,7 +116,7 @@ fn put<'a>(
     connection: &'a ConnectionRef,
     socket: Socket,
     grace: &mut u32,
-) -> Result<Old<'a>> {
+) -> Result<OldLink<'a>> {
     let place = presence
         .receivers
         .get_mut(usize::from(connection.index))
@@ -126,36 +126,36 @@ fn put<'a>(
         epoch: connection.link().route.epoch.wrapping_add(1),
     };
     socket.set_memalloc();
-    socket.set_send_timeout(attachment.timeout());
+    socket.set_sndtimeo(attachment.timeout());
     let link = Link::new(route, socket)?;
     let receiver = Receiver::start(attachment, connection, link.clone())?;
 
     let mut tx = lock_sender(connection, grace);
-    let partial = tx.partial.take();
+    let pending = tx.pending.take();
     let displaced = connection.put_link(&mut tx, link.clone());
     drop(tx);
     if displaced.was_dead {
-        attachment.count_revived();
+        attachment.inc_live();
     }
     // If it died before it was put there, that was not counted yet.
     if link.is_dead() && connection.lose(&link) {
-        attachment.count_lost();
+        attachment.dec_live();
     }
     // The time of an earlier handover's link is over.
     if let Some(leaving) = displaced.leaving {
-        attachment.kill(connection, &leaving, Death::HandedOver);
+        attachment.kill(connection, &leaving, DeadReason::HandedOver);
     }
     // What was sent in part is sent anew.
-    if let Some(partial) = partial {
-        if let Some(sending) = partial.request.data().word.resume(partial.mark) {
+    if let Some(pending) = pending {
+        if let Some(sending) = pending.request.data().word.resume(pending.mark) {
             if let Some(claim) = sending.abandon() {
-                answer(&partial.request, claim, attachment.fate());
+                answer(&pending.request, claim, attachment.disposition());
             }
         }
     }
     // Who ends the generation kills the links that he sees.
     if attachment.is_draining() {
-        attachment.kill(connection, &link, Death::Retired);
+        attachment.kill(connection, &link, DeadReason::Retired);
     }
     dev_info!(
         attachment.disk().device(),
@@ -167,7 +167,7 @@ fn put<'a>(
             "handed over to another"
         }
     );
-    Ok(Old {
+    Ok(OldLink {
         connection,
         link: displaced.link,
         receiver: core::mem::replace(place, receiver),
@@ -179,7 +179,7 @@ fn put<'a>(
 fn lock_sender<'a>(connection: &'a Connection, grace: &mut u32) -> MutexGuard<'a, Tx> {
     loop {
         if let Some(tx) = connection.tx.try_lock() {
-            if tx.partial.is_none() || tx.link.is_dead() {
+            if tx.pending.is_none() || tx.link.is_dead() {
                 return tx;
             }
         }
@@ -194,9 +194,9 @@ fn lock_sender<'a>(connection: &'a Connection, grace: &mut u32) -> MutexGuard<'a
 }
 
 /// Releases links whose places are taken, once no request is on them or their time is over.
-fn retire(attachment: &Attachment, old: KVec<Old<'_>>) {
+fn retire(attachment: &Attachment, old: KVec<OldLink<'_>>) {
     for _ in 0..HANDOVER_GRACE_MS {
-        let busy = |old: &Old<'_>| {
+        let busy = |old: &OldLink<'_>| {
             !old.link.is_dead() && awaits_answers(attachment.disk(), old.link.route)
         };
         if !old.iter().any(busy) {
@@ -204,7 +204,7 @@ fn retire(attachment: &Attachment, old: KVec<Old<'_>>) {
         }
         fsleep(TICK);
     }
-    for Old {
+    for OldLink {
         connection,
         link,
         receiver,
@@ -214,7 +214,7 @@ fn retire(attachment: &Attachment, old: KVec<Old<'_>>) {
             // If it cannot be told at once it sees the end.
             let _ = link.send_disconnect();
         }
-        attachment.kill(connection, &link, Death::HandedOver);
+        attachment.kill(connection, &link, DeadReason::HandedOver);
         // Its socket is shut down: it is on its way.
         drop(receiver);
         connection.forget(&link);
@@ -224,6 +224,6 @@ fn retire(attachment: &Attachment, old: KVec<Old<'_>>) {
 /// Whether an answer is awaited over a link.
 fn awaits_answers(disk: &Disk<Nbd>, route: Route) -> bool {
     let mut any = false;
-    disk.for_each_request(|request| any |= request.data().word.route() == Some(route));
+    disk.tagset_busy_iter(|request| any |= request.data().word.route() == Some(route));
     any
 }

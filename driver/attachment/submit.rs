@@ -6,8 +6,8 @@ use super::Attachment;
 use crate::{
     abstractions::block::mq::{Outcome, Request, Status},
     driver::{
-        nbd::{give_back, Nbd},
-        wire::{header::command, overseer::Overseer, send::send_waiting},
+        nbd::{end_unsent, Nbd},
+        wire::{header::command, overseer::Overseer, send::send_outbox},
     },
     protocol::flags::TransmissionFlags,
 };
@@ -23,7 +23,7 @@ pub(crate) fn submit(
 ) {
     let tried = try_submit(attachment, request, queue, last);
     if let Err(outcome) = tried {
-        give_back(request, outcome);
+        end_unsent(request, outcome);
     }
     if last && tried != Ok(true) {
         // What came before may wait on the queue's own connection, and nothing follows there.
@@ -45,7 +45,7 @@ fn try_submit(
     let attachment = attachment.ok_or(FAILED)?;
     let command = command(request).ok_or(Outcome::End(Status::NotSupported))?;
     if command.modifies() && attachment.flags().contains(TransmissionFlags::READ_ONLY) {
-        if attachment.said.may_say().is_some() {
+        if attachment.log_limit.ratelimit().is_some() {
             dev_err!(
                 attachment.disk().device(),
                 "{} at byte {} refused: the export is read-only\n",
@@ -56,11 +56,13 @@ fn try_submit(
         return Err(FAILED);
     }
     let connection = loop {
-        let connection = attachment.choose(queue).ok_or_else(|| attachment.fate())?;
+        let connection = attachment
+            .choose(queue)
+            .ok_or_else(|| attachment.disposition())?;
         if connection.outbox.put(request).is_ok() {
             break connection;
         }
-        send_waiting(attachment, connection, &mut connection.tx.lock());
+        send_outbox(attachment, connection, &mut connection.tx.lock());
     };
     let own = attachment.own(queue);
     let is_own = own.is_some_and(|own| own.index == connection.index);
@@ -69,9 +71,9 @@ fn try_submit(
         // With answers under way it can wait for the sender, and others with it. Else nobody is as
         // fast as we.
         let free = connection.tx.try_lock();
-        let idle = free.filter(|tx| tx.link.is_quiet() && !connection.outbox.expects_company());
+        let idle = free.filter(|tx| tx.link.is_quiet() && !connection.outbox.expects_batch());
         if let Some(mut tx) = idle {
-            send_waiting(attachment, connection, &mut tx);
+            send_outbox(attachment, connection, &mut tx);
         } else {
             connection.outbox.commit();
         }

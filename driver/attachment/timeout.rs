@@ -7,7 +7,7 @@ use crate::{
     abstractions::block::mq::{Request, Timeout},
     driver::{
         nbd::Nbd,
-        wire::{link::Death, overseer::Overseer},
+        wire::{link::DeadReason, overseer::Overseer},
     },
 };
 use kernel::prelude::*;
@@ -22,10 +22,10 @@ pub(crate) const UNBOUNDED_INTERVAL: u32 = 30;
 pub(crate) fn handle(attachment: Option<&Attachment>, request: &Request<Nbd>) -> Timeout {
     let (Some(attachment), Some(route)) = (attachment, request.data().word.route()) else {
         // It is on its way back to the block layer.
-        return Timeout::Again;
+        return Timeout::ResetTimer;
     };
     if attachment.timeout() == 0 {
-        if attachment.said.may_say().is_some() {
+        if attachment.log_limit.ratelimit().is_some() {
             dev_info!(
                 attachment.disk().device(),
                 "possible stuck request: {:?} at byte {}, {} bytes, unanswered on connection {} for {} s or more: no time-out is set, disconnect to end it\n",
@@ -43,9 +43,9 @@ pub(crate) fn handle(attachment: Option<&Attachment>, request: &Request<Nbd>) ->
         .is_some_and(|age| age < u64::from(attachment.timeout()).saturating_mul(1000))
     {
         // It has waited for another connection, which was stuck, and this one has its full time.
-        return Timeout::Again;
+        return Timeout::ResetTimer;
     } else if let Some((connection, link)) = attachment.link_of(route) {
-        attachment.kill(connection, &link, Death::TimedOut);
+        attachment.kill(connection, &link, DeadReason::TimedOut);
     }
-    Timeout::Again
+    Timeout::ResetTimer
 }

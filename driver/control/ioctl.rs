@@ -5,28 +5,14 @@
 //! C header: [`include/uapi/linux/nbd.h`](srctree/include/uapi/linux/nbd.h)
 
 use crate::{
-    abstractions::{block::mq::Opened, capability::Capability},
+    abstractions::{block::mq::IoctlMode, capability::Capability},
+    bindings as extra,
     driver::device::{end, refusal::refuse, run, setup, Device},
 };
-use kernel::{
-    ioctl::{_IO, _IOC_TYPE},
-    prelude::*,
-};
+use kernel::{ioctl::_IOC_TYPE, prelude::*};
 
-/// All of nbd's ioctls have this type.
-const TYPE: u32 = 0xab;
-
-const SET_SOCK: u32 = _IO(TYPE, 0);
-const SET_BLKSIZE: u32 = _IO(TYPE, 1);
-const SET_SIZE: u32 = _IO(TYPE, 2);
-const DO_IT: u32 = _IO(TYPE, 3);
-const CLEAR_SOCK: u32 = _IO(TYPE, 4);
-const CLEAR_QUE: u32 = _IO(TYPE, 5);
-const PRINT_DEBUG: u32 = _IO(TYPE, 6);
-const SET_SIZE_BLOCKS: u32 = _IO(TYPE, 7);
-const DISCONNECT: u32 = _IO(TYPE, 8);
-const SET_TIMEOUT: u32 = _IO(TYPE, 9);
-const SET_FLAGS: u32 = _IO(TYPE, 10);
+/// The type of all of nbd's ioctls.
+const TYPE: u32 = _IOC_TYPE(extra::NBD_SET_SOCK);
 
 /// Handles an ioctl. Sleeps.
 ///
@@ -34,31 +20,31 @@ const SET_FLAGS: u32 = _IO(TYPE, 10);
 ///
 /// `EPERM` without `CAP_SYS_ADMIN`; `EINVAL` for what is no ioctl of nbd, as nbd.ko says it;
 /// `ENOTTY` for one that nbd does not have; else as the functions that are called.
-pub(crate) fn handle(device: &Device, opened: Opened, cmd: u32, arg: usize) -> Result<i32> {
-    if !Capability::SysAdmin.is_mine() {
+pub(crate) fn handle(device: &Device, mode: IoctlMode, cmd: u32, arg: usize) -> Result<i32> {
+    if !Capability::SysAdmin.capable() {
         return Err(EPERM);
     }
     if _IOC_TYPE(cmd) != TYPE {
         return Err(EINVAL);
     }
-    if !matches!(cmd, DISCONNECT | CLEAR_SOCK) {
+    if !matches!(cmd, extra::NBD_DISCONNECT | extra::NBD_CLEAR_SOCK) {
         device
             .change(|life| life.may_ioctl())
             .map_err(|refusal| refuse(device, refusal))?;
     }
     match cmd {
-        SET_SOCK => setup::add_socket(device, opened, arg)?,
-        SET_BLKSIZE => setup::set_block_size(device, arg)?,
-        SET_SIZE => setup::set_size(device, arg)?,
-        SET_SIZE_BLOCKS => setup::set_size_blocks(device, arg)?,
-        SET_FLAGS => setup::set_flags(device, arg)?,
-        SET_TIMEOUT => setup::set_timeout(device, arg)?,
-        DO_IT => run::run(device, opened)?,
-        DISCONNECT => end::disconnect(device),
-        CLEAR_SOCK => end::clear(device)?,
+        extra::NBD_SET_SOCK => setup::add_socket(device, mode, arg)?,
+        extra::NBD_SET_BLKSIZE => setup::set_block_size(device, arg)?,
+        extra::NBD_SET_SIZE => setup::set_size(device, arg)?,
+        extra::NBD_SET_SIZE_BLOCKS => setup::set_size_blocks(device, arg)?,
+        extra::NBD_SET_FLAGS => setup::set_flags(device, arg)?,
+        extra::NBD_SET_TIMEOUT => setup::set_timeout(device, arg)?,
+        extra::NBD_DO_IT => run::run(device, mode)?,
+        extra::NBD_DISCONNECT => end::disconnect(device),
+        extra::NBD_CLEAR_SOCK => end::clear(device)?,
         // Clients still send these two; the queue is cleared, and nothing is there to be printed,
         // without being asked.
-        CLEAR_QUE | PRINT_DEBUG => {}
+        extra::NBD_CLEAR_QUE | extra::NBD_PRINT_DEBUG => {}
         _ => return Err(ENOTTY),
     }
     Ok(0)

@@ -25,7 +25,7 @@ impl Device {
     }
 
     /// Makes the device's disk, empty, and adds it to the system. Sleeps.
-    pub(crate) fn add_disk(this: &Arc<Self>, hw_queues: u32) -> Result {
+    pub(crate) fn add_disk(this: &Arc<Self>, nr_hw_queues: u32) -> Result {
         let index = this.index();
         let mut slot = this.gendisk.lock();
         let maker = &this.maker;
@@ -33,7 +33,7 @@ impl Device {
             device: this.clone(),
         }? Error);
         let disk = maker
-            .builder(index, hw_queues)
+            .builder(index, nr_hw_queues)
             .build(maker.module, fmt!("nbd{index}"), maker.attributes, data)
             .inspect_err(|error| pr_err!("nbd{index}: cannot add the device ({error:?})\n"))?;
         this.set_current(Some(disk.get()));

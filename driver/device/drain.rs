@@ -4,11 +4,11 @@
 
 use super::{end::send_disconnect, geometry, Device};
 use crate::{
-    abstractions::block::mq::{Disk, Opened, Outcome, Status},
+    abstractions::block::mq::{Disk, IoctlMode, Outcome, Status},
     driver::{
         attachment::{Attachment, AttachmentRef, End},
         nbd::{answer, Nbd},
-        wire::{overseer::Overseer, send::send_left},
+        wire::{overseer::Overseer, send::send_queued},
     },
     protocol::setup::{EndReason, Phase},
 };
@@ -68,7 +68,7 @@ fn wait_for_answers(attachment: &Attachment) {
 /// Whether a server owes an answer to any request.
 fn awaits_answers(disk: &Disk<Nbd>) -> bool {
     let mut any = false;
-    disk.for_each_request(|request| any |= request.data().word.route().is_some());
+    disk.tagset_busy_iter(|request| any |= request.data().word.route().is_some());
     any
 }
 
@@ -79,7 +79,7 @@ fn awaits_answers(disk: &Disk<Nbd>) -> bool {
 /// returns is dropped after it.
 pub(crate) fn run<R>(
     device: &Device,
-    opened: Opened,
+    mode: IoctlMode,
     attachment: &AttachmentRef,
     take_out: impl FnOnce() -> Option<R>,
 ) -> Option<EndReason> {
@@ -94,26 +94,26 @@ pub(crate) fn run<R>(
     // And those of links that had just been replaced: they are others' to join.
     wait_for_receivers(attachment);
     // Who was sending has met the dead socket when this returns.
-    disk.wait_for_dispatch();
+    disk.quiesce_once();
     // So have the senders, then; and what one left that had not begun yet is given back.
     for connection in &attachment.connections {
         connection.outbox.close();
     }
     presence.join_senders();
     for connection in &attachment.connections {
-        send_left(&**attachment, connection);
+        send_queued(&**attachment, connection);
     }
-    disk.for_each_request(|request| {
+    disk.tagset_busy_iter(|request| {
         if let Some(claim) = request.data().word.claim() {
             answer(request, claim, Outcome::End(Status::IoError));
         }
     });
     // Those that wait for a connection come back, and end.
-    disk.kick_requeued();
+    disk.kick_requeue_list();
     let detached = disk.freeze().detach();
     drop(detached);
     drop(presence);
-    geometry::clear(disk, opened);
+    geometry::clear(disk, mode);
 
     device.set_pid(0);
     // Before the device is gone: whoever then finds it so waits for its number to be free.

@@ -18,11 +18,11 @@ use kernel::prelude::*;
 ///
 /// The server is given a while to answer what it was asked; see the keeper.
 pub(crate) fn disconnect(device: &Device) {
-    tell_server(device.change(|life| life.retire(EndReason::Disconnected)));
+    stop_and_disconnect(device.change(|life| life.retire(EndReason::Disconnected)));
 }
 
 /// Tells the server of what was ended that it is, and wakes its keeper. Does not wait.
-fn tell_server(retired: Retired<Nbd>) {
+fn stop_and_disconnect(retired: Retired<Nbd>) {
     match retired {
         Retired::Nothing | Retired::AlreadyDraining(_) => {}
         Retired::Setup(connections) => {
@@ -119,6 +119,6 @@ pub(crate) fn closed(disk: &DiskData, last: bool, exiting: bool) {
     });
     match retired {
         Retired::Setup(connections) => connections.dispose(),
-        retired => tell_server(retired),
+        retired => stop_and_disconnect(retired),
     }
 }

@@ -4,7 +4,7 @@
 
 use super::Device;
 use crate::{
-    abstractions::block::mq::{Disk, Opened, QueueLimits},
+    abstractions::block::mq::{Disk, IoctlMode, QueueLimits},
     driver::{
         attachment::{timeout, Attachment},
         nbd::Nbd,
@@ -87,22 +87,22 @@ pub(crate) fn apply_size(device: &Device, attachment: &Attachment) {
 /// Bounds requests and sends by the configured time-out. Any context.
 pub(crate) fn apply_timeout(attachment: &Attachment, seconds: u32) {
     attachment.set_timeout(seconds);
-    attachment.disk().set_request_timeout(match seconds {
+    attachment.disk().set_rq_timeout(match seconds {
         0 => timeout::UNBOUNDED_INTERVAL,
         seconds => seconds,
     });
 }
 
 /// Empties the disk of a generation that has ended. Sleeps; no lock may be held.
-pub(crate) fn clear(disk: &Disk<Nbd>, opened: Opened) {
+pub(crate) fn clear(disk: &Disk<Nbd>, mode: IoctlMode) {
     // As above: whoever opens it takes the partitions away.
     need_partition_scan(disk);
     disk.set_capacity_and_notify(0);
-    match disk.claim(opened) {
-        Ok(claim) => claim.change_medium(),
+    match disk.claim(mode) {
+        Ok(claim) => claim.force_media_change(),
         // Its user keeps what he has cached. What he writes fails, and the device goes to no other
         // export before he lets go.
-        Err(_) => match disk.exclusive_user() {
+        Err(_) => match disk.bd_holder() {
             Some(user) => dev_warn!(disk.device(), "detached under {user}\n"),
             None => dev_warn!(disk.device(), "detached under an exclusive user\n"),
         },
@@ -118,6 +118,6 @@ pub(crate) fn clear(disk: &Disk<Nbd>, opened: Opened) {
 
 fn need_partition_scan(disk: &Disk<Nbd>) {
     if params::partitions_allowed() {
-        disk.need_partition_scan();
+        disk.need_part_scan();
     }
 }

@@ -3,7 +3,7 @@
 //! What the disks of all devices have in common.
 
 use crate::{
-    abstractions::block::mq::{AttributeGroup, DiskBuilder, QueueLimits},
+    abstractions::block::mq::{AttributeGroup, GenDiskBuilder, QueueLimits},
     driver::{nbd::Nbd, params::Params, wire::outbox::QUEUE_DEPTH},
 };
 use kernel::{bindings, prelude::*};
@@ -27,17 +27,17 @@ pub(crate) struct Maker {
 
 impl Maker {
     /// A disk of device `index`, to be made.
-    pub(crate) fn builder(&self, index: u32, hw_queues: u32) -> DiskBuilder {
+    pub(crate) fn builder(&self, index: u32, nr_hw_queues: u32) -> GenDiskBuilder {
         let mut limits = QueueLimits::new();
         limits
             .max_hw_sectors(MAX_HW_SECTORS)
             .io_opt(IO_OPT)
             .max_segments(u16::MAX);
-        DiskBuilder {
+        GenDiskBuilder {
             major: bindings::NBD_MAJOR,
             first_minor: index << self.params.part_shift,
             minors: self.params.minors(),
-            hw_queues,
+            nr_hw_queues,
             queue_depth: QUEUE_DEPTH,
             // The server puts requests in order. And a scheduler has single requests handed out by
             // a worker, since the driver may sleep: two task switches more for each.

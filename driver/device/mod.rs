@@ -28,7 +28,7 @@ use super::{nbd::Nbd, wire::journal::Journal};
 use crate::{
     abstractions::{
         block::mq::{Disk, GenDisk},
-        memalloc::NoIo,
+        memalloc::MemallocNoio,
         trace,
     },
     protocol::setup::Phase,
@@ -75,7 +75,7 @@ pub(crate) struct Device {
 /// device's, and whoever would end it waits for the lock.
 pub(crate) struct SetupGuard<'a> {
     life: MutexGuard<'a, Lifecycle>,
-    _no_io: NoIo,
+    _noio: MemallocNoio,
 }
 
 impl Deref for SetupGuard<'_> {
@@ -143,10 +143,10 @@ impl Device {
 
     /// Takes the setup lock. Sleeps.
     pub(crate) fn lock_setup(&self) -> SetupGuard<'_> {
-        let no_io = NoIo::enter();
+        let noio = MemallocNoio::save();
         SetupGuard {
             life: self.setup.lock(),
-            _no_io: no_io,
+            _noio: noio,
         }
     }
 

@@ -17,8 +17,8 @@ pub(crate) const MAX_TIMEOUT: u32 = u32::MAX / 1000;
 ///
 /// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
 pub(crate) fn refuse(device: &Device, refusal: Refusal) -> Error {
-    if device.journal.said.may_say().is_some() {
-        let why = Explained::new(device, refusal);
+    if device.journal.log_limit.ratelimit().is_some() {
+        let why = RefusalMessage::new(device, refusal);
         device_err!(device, "{why}\n");
     }
     errno(refusal)
@@ -40,13 +40,13 @@ pub(crate) fn errno(refusal: Refusal) -> Error {
 /// Why a change of a disk's setup is refused, and what to do about it.
 ///
 /// It is found out beforehand: what is shown in the log is written with interrupts off.
-pub(crate) struct Explained {
+pub(crate) struct RefusalMessage {
     refusal: Refusal,
     /// Who is in the way, if that is known.
     who: Option<CString>,
 }
 
-impl Explained {
+impl RefusalMessage {
     /// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
     pub(crate) fn new(device: &Device, refusal: Refusal) -> Self {
         let who = match refusal {
@@ -57,7 +57,7 @@ impl Explained {
             }
             Refusal::Held => {
                 let disk = device.disk();
-                let user = disk.and_then(|disk| disk.exclusive_user());
+                let user = disk.and_then(|disk| disk.bd_holder());
                 user.map(|user| CString::try_from_fmt(fmt!("{user}")))
             }
             _ => None,
@@ -70,13 +70,13 @@ impl Explained {
 }
 
 /// What is the same for every disk.
-impl From<Refusal> for Explained {
+impl From<Refusal> for RefusalMessage {
     fn from(refusal: Refusal) -> Self {
         Self { refusal, who: None }
     }
 }
 
-impl fmt::Display for Explained {
+impl fmt::Display for RefusalMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.refusal, self.who.as_deref()) {
             (Refusal::Owned, Some(owner)) => {

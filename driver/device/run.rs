@@ -8,7 +8,7 @@ use super::{
     Device,
 };
 use crate::{
-    abstractions::{block::mq::Opened, pid},
+    abstractions::{block::mq::IoctlMode, pid},
     driver::{
         attachment::{keeper::Keeper, Attachment, AttachmentRef, End},
         wire::journal::LastError,
@@ -36,11 +36,11 @@ impl Keeper<Attachment> for Task {
 /// Those of the start: see [`errno`](super::refusal::errno). Then: none if the device was disconnected; `EPIPE` if
 /// all connections died, which `nbd-client -persist` answers with new ones; `ETIMEDOUT` if a request
 /// timed out; `EINTR` if a signal came.
-pub(crate) fn run(device: &Device, opened: Opened) -> Result {
+pub(crate) fn run(device: &Device, mode: IoctlMode) -> Result {
     let disk = device.disk().ok_or(ENODEV)?;
     let keeper = || Ok(KBox::new(Task, GFP_KERNEL)? as KBox<dyn Keeper<Attachment>>);
-    let (attachment, claim) = start(device, &disk, opened, keeper)?;
-    device.set_pid(pid::current_task_number());
+    let (attachment, claim) = start(device, &disk, mode, keeper)?;
+    device.set_pid(pid::current_pid_nr());
 
     let brought_up = bring_up(device, &attachment, claim);
     let reason = match &brought_up {
@@ -48,7 +48,7 @@ pub(crate) fn run(device: &Device, opened: Opened) -> Result {
         Err(_) => EndReason::StartFailed,
     };
     end::end(device, reason);
-    let reason = drain::run(device, opened, &attachment, || None::<()>).unwrap_or(reason);
+    let reason = drain::run(device, mode, &attachment, || None::<()>).unwrap_or(reason);
     brought_up?;
     match reason {
         EndReason::ConnectionsLost => Err(EPIPE),

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{max_block_size, Opened},
+        block::mq::{max_block_size, IoctlMode},
         net::socket::Socket,
         pid::ProcessRef,
     },
@@ -24,7 +24,7 @@ use core::cell::Cell;
 use kernel::prelude::*;
 
 /// `NBD_SET_SOCK`: adds a socket to the caller's setup.
-pub(crate) fn add_socket(device: &Device, opened: Opened, fd: usize) -> Result {
+pub(crate) fn add_socket(device: &Device, mode: IoctlMode, fd: usize) -> Result {
     let Ok(fd) = i32::try_from(fd) else {
         device_err!(device, "{fd} is no file descriptor\n");
         return Err(EINVAL);
@@ -33,7 +33,7 @@ pub(crate) fn add_socket(device: &Device, opened: Opened, fd: usize) -> Result {
     // First the refusals that are not the socket's fault, as nbd.ko does.
     device.when_drained(|_| ())?;
     let disk = device.disk().ok_or(ENODEV)?;
-    let disk_use = match disk.claim(opened) {
+    let disk_use = match disk.claim(mode) {
         Ok(_) => DiskUse::Shared,
         Err(_) => DiskUse::Exclusive,
     };

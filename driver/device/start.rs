@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{Claim, Disk, Opened},
+        block::mq::{Claim, Disk, IoctlMode},
         pid::{self, ProcessRef},
     },
     driver::{
@@ -72,7 +72,7 @@ pub(crate) fn connect(
     if let Some(orphan) = replaced {
         orphan.dispose();
     }
-    device.set_pid(pid::current_task_number());
+    device.set_pid(pid::current_pid_nr());
     let brought_up = bring_up(device, &attachment, claim);
     if brought_up.is_err() {
         end::end(device, EndReason::StartFailed);
@@ -97,7 +97,7 @@ fn try_connect<'a>(
     device
         .when_drained(|_| ())
         .map_err(|_| NotConnected::Interrupted)?;
-    let claim = disk.claim(Opened::NOT).ok();
+    let claim = disk.claim(IoctlMode::NOT_EXCL).ok();
     let disk_use = match claim {
         Some(_) => DiskUse::Shared,
         None => DiskUse::Exclusive,
@@ -118,13 +118,13 @@ fn try_connect<'a>(
 pub(crate) fn start<'a>(
     device: &Device,
     disk: &'a Disk<Nbd>,
-    opened: Opened,
+    mode: IoctlMode,
     keeper: impl Fn() -> Result<KBox<dyn Keeper<Attachment>>>,
 ) -> Result<(AttachmentRef, Option<Claim<'a, Nbd>>)> {
     loop {
         // A generation that drains wants the claim too: it must not wait for ours.
         device.when_drained(|_| ())?;
-        let claim = disk.claim(opened).ok();
+        let claim = disk.claim(mode).ok();
         let disk_use = match claim {
             Some(_) => DiskUse::Shared,
             None => DiskUse::Exclusive,
@@ -177,7 +177,7 @@ pub(crate) fn bring_up(
     let disk = attachment.disk();
     match claim {
         // Dirty pages of the last export must not come to this one's server.
-        Some(ref claim) => claim.change_medium(),
+        Some(ref claim) => claim.force_media_change(),
         None => dev_info!(disk.device(), "attached again under its exclusive user\n"),
     }
     try_bring_up(device, attachment).inspect_err(|error| {
@@ -191,7 +191,7 @@ pub(crate) fn bring_up(
 
 fn try_bring_up(device: &Device, attachment: &AttachmentRef) -> Result {
     let disk = attachment.disk();
-    disk.update_hw_queues(u32::try_from(attachment.connections.len())?);
+    disk.update_nr_hw_queues(u32::try_from(attachment.connections.len())?);
     for connection in &attachment.connections {
         connection.link().socket.set_memalloc();
     }

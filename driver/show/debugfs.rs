@@ -122,7 +122,7 @@ fn in_flight(device: &Device, route: Route) -> u32 {
     let Some(disk) = device.disk() else {
         return 0;
     };
-    disk.for_each_request(|request| {
+    disk.tagset_busy_iter(|request| {
         if request.data().word.route() == Some(route) {
             count = count.saturating_add(1);
         }
@@ -174,7 +174,7 @@ fn requests(device: &Device, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let Some(disk) = device.disk() else {
         return result;
     };
-    disk.for_each_request(|request| {
+    disk.tagset_busy_iter(|request| {
         let word = &request.data().word;
         let Some(route) = word.route() else {
             return;

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     abstractions::{
         block::mq::{Op, Request},
-        bvec::{Buffer, BvecRoom},
+        bvec::{Buffer, BvecArray},
         compat::error::code::ENOBUFS,
         net::{
             socket::{More, Wait},
@@ -42,7 +42,7 @@ pub(crate) struct Batch {
     /// Of those that go together.
     outgoing: KVec<Outgoing>,
     headers: Buffer,
-    room: BvecRoom,
+    room: BvecArray,
     staging: Staging,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Outgoing {
 /// How many pieces a request's data is sent in.
 fn pieces(request: &Request<Nbd>) -> usize {
     match request.op() {
-        Op::Write => request.segments(),
+        Op::Write => request.nr_bvecs(),
         _ => 0,
     }
 }
@@ -71,7 +71,7 @@ impl Batch {
             requests: KVec::with_capacity(CAPACITY, GFP_KERNEL)?,
             outgoing: KVec::with_capacity(CAPACITY, GFP_KERNEL)?,
             headers: Buffer::new(CAPACITY.saturating_mul(REQUEST_SIZE))?,
-            room: BvecRoom::new(PIECES)?,
+            room: BvecArray::new(PIECES)?,
             staging: Staging::new(PAGES)?,
         })
     }
@@ -134,7 +134,7 @@ impl Batch {
             self.send_staged(link, requests, more, &mut sent)
         } else {
             let end = requests.len().saturating_mul(REQUEST_SIZE);
-            self.send_plain(link, 0..end, None, more, &mut sent)
+            self.send_copied(link, 0..end, None, more, &mut sent)
         };
         link.count_sent(sent);
         (sent, result)
@@ -160,7 +160,7 @@ impl Batch {
                 // What went before has to be read first, or there is no memory.
                 self.flush(link, More::Follows, sent)?;
                 let after = if is_write { More::Follows } else { after };
-                self.send_plain(link, from..to, None, after, sent)?;
+                self.send_copied(link, from..to, None, after, sent)?;
             }
             if is_write {
                 self.send_data(link, request, after, sent)?;
@@ -183,7 +183,7 @@ impl Batch {
             self.flush(link, More::Follows, sent)?;
             let copied = request.stage(&mut self.staging, done);
             if copied == 0 {
-                return self.send_plain(link, 0..0, Some((request, done)), after, sent);
+                return self.send_copied(link, 0..0, Some((request, done)), after, sent);
             }
             done = done.saturating_add(copied);
         }
@@ -202,7 +202,7 @@ impl Batch {
     }
 
     /// Has the socket copy headers, and the data of a request from some byte on.
-    fn send_plain(
+    fn send_copied(
         &mut self,
         link: &Link,
         headers: Range<usize>,

@@ -5,7 +5,7 @@
 use super::{
     batch::Batch,
     journal::Journal,
-    link::{Death, Link},
+    link::{DeadReason, Link},
     outbox::Outbox,
 };
 use crate::{
@@ -66,13 +66,13 @@ pub(crate) struct Tx {
     pub(crate) disconnected: bool,
     /// A request of which only a part went out, before a signal stopped its sender. Nothing else
     /// may go out before the rest of it has.
-    pub(crate) partial: Option<Partial>,
+    pub(crate) pending: Option<PendingRequest>,
     /// What is being sent.
     pub(crate) batch: Batch,
 }
 
 /// A request of which only a part went out.
-pub(crate) struct Partial {
+pub(crate) struct PendingRequest {
     pub(crate) request: ARef<Request<Nbd>>,
     pub(crate) mark: SendMark,
     /// Bytes that went out, header included.
@@ -116,7 +116,7 @@ impl Connection {
             link,
             sequence: Sequence::default(),
             disconnected: false,
-            partial: None,
+            pending: None,
             batch: Batch::new()?,
         };
         let outbox = Outbox::new()?;
@@ -159,9 +159,9 @@ impl Connection {
     }
 
     /// Kills one of the connection's links. Tells the first killer alone what that means: he has to
-    /// [bury](Self::bury) it. Any context.
+    /// [shutdown](Self::shutdown) it. Any context.
     pub(crate) fn kill(&self, link: &Link) -> Loss {
-        if !link.die() {
+        if !link.mark_dead() {
             Loss::None
         } else if self.lose(link) {
             Loss::Current
@@ -171,8 +171,8 @@ impl Connection {
     }
 
     /// Says how a dead link died, and shuts its socket down. Its receiver leaves. May sleep.
-    pub(crate) fn bury(&self, link: &Link, death: Death) {
-        link.bury(death);
+    pub(crate) fn shutdown(&self, link: &Link, death: DeadReason) {
+        link.shutdown(death);
         trace::connection_dead(self.journal.index, self.index.into(), death.name());
     }
 
@@ -190,8 +190,8 @@ impl Connection {
     /// does not count as dead. May sleep.
     pub(crate) fn cut_off(&self) {
         let link = self.link();
-        if link.die() {
-            self.bury(&link, Death::HandedOver);
+        if link.mark_dead() {
+            self.shutdown(&link, DeadReason::HandedOver);
         }
     }
 
@@ -199,7 +199,7 @@ impl Connection {
     pub(crate) fn discard(&self) {
         let link = self.link();
         if self.kill(&link) != Loss::None {
-            self.bury(&link, Death::Retired);
+            self.shutdown(&link, DeadReason::Retired);
         }
     }
 
@@ -212,7 +212,7 @@ impl Connection {
         if tx.disconnected {
             return true;
         }
-        if tx.partial.is_some() {
+        if tx.pending.is_some() {
             return false;
         }
         let (sent, result) = tx.link.send_disconnect();

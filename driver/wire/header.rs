@@ -32,7 +32,7 @@ pub(crate) fn header(request: &Request<Nbd>, cookie: Cookie) -> [u8; REQUEST_SIZ
         command,
         flags: CommandFlags {
             fua: request.is_fua(),
-            no_hole: request.is_no_unmap() && command == Command::WriteZeroes,
+            no_hole: request.is_nounmap() && command == Command::WriteZeroes,
         },
         cookie,
         offset: if has_range { request.sector() << 9 } else { 0 },

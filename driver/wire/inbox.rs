@@ -2,15 +2,15 @@
 
 //! What has come over a link: a reply is often there together with the next.
 
-use super::link::{Death, Link};
+use super::link::{DeadReason, Link};
 use crate::{
     abstractions::{
-        block::mq::{drop_together, Request},
-        bvec::{Buffer, BvecRoom},
+        block::mq::{end_batch, Request},
+        bottom_half,
+        bvec::{Buffer, BvecArray},
         compat::error::code::ENOBUFS,
         iov::Dest,
         net::socket::Wait,
-        softirq,
     },
     driver::nbd::Nbd,
     protocol::wire::REPLY_SIZE,
@@ -32,7 +32,7 @@ const TOGETHER: usize = 32;
 /// Bytes that came over a link and are not used yet.
 pub(crate) struct Inbox {
     buffer: Buffer,
-    room: BvecRoom,
+    room: BvecArray,
     /// Where in the buffer they begin and end.
     from: usize,
     to: usize,
@@ -47,7 +47,7 @@ impl Inbox {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             buffer: Buffer::new(SIZE)?,
-            room: BvecRoom::new(PIECES.saturating_add(1))?,
+            room: BvecArray::new(PIECES.saturating_add(1))?,
             from: 0,
             to: 0,
             expects_data: false,
@@ -81,7 +81,7 @@ impl Inbox {
     /// Ends the requests that are answered: who waits for them is woken once.
     pub(crate) fn end_answered(&mut self) {
         if !self.answered.is_empty() {
-            softirq::put_off(|| drop_together(&mut self.answered));
+            bottom_half::local_bh_disabled(|| end_batch(&mut self.answered));
         }
     }
 
@@ -95,7 +95,7 @@ impl Inbox {
     }
 
     /// The next reply header. Sleeps.
-    pub(crate) fn header(&mut self, link: &Link) -> Result<[u8; REPLY_SIZE], Death> {
+    pub(crate) fn header(&mut self, link: &Link) -> Result<[u8; REPLY_SIZE], DeadReason> {
         loop {
             if let Some(header) = self.unused().first_chunk().copied() {
                 self.used(REPLY_SIZE);
@@ -113,9 +113,9 @@ impl Inbox {
                 continue;
             }
             result.map_err(|error| match self.unused() {
-                [] if error == EPIPE => Death::ServerClosed,
-                [] => Death::ReceiveFailed(error),
-                _ => Death::CutOff(error),
+                [] if error == EPIPE => DeadReason::ServerClosed,
+                [] => DeadReason::ReceiveFailed(error),
+                _ => DeadReason::CutOff(error),
             })?;
         }
     }
@@ -125,7 +125,7 @@ impl Inbox {
         self.move_to_front();
         let end = if self.expects_data { REPLY_SIZE } else { SIZE };
         let mut list = self.room.list::<Dest>();
-        list.push_room(&mut self.buffer, self.to..end)
+        list.push_bytes_mut(&mut self.buffer, self.to..end)
             .map_err(|_| ENOBUFS)?;
         let (came, result) = link.socket.receive_at_least(&mut list, 1, wait);
         link.count_received(came);
@@ -151,7 +151,7 @@ impl Inbox {
         self.expects_data = true;
         let mut done = 0_usize;
         for mut piece in request.dest(0) {
-            let here = piece.fill(self.unused());
+            let here = piece.copy_to_iter(self.unused());
             self.used(here);
             done = done.saturating_add(here);
             if self.unused().is_empty() {
@@ -169,7 +169,7 @@ impl Inbox {
             let wait = self.may_wait();
             let mut list = self.room.list();
             let fits = request.push_dest(&mut list, done).is_ok()
-                && list.push_room(&mut self.buffer, 0..REPLY_SIZE).is_ok();
+                && list.push_bytes_mut(&mut self.buffer, 0..REPLY_SIZE).is_ok();
             if !fits {
                 break;
             }

@@ -2,8 +2,8 @@
 
 //! A device's journal: its number, and the last thing that went wrong with it.
 
-use super::link::Death;
-use crate::abstractions::ratelimit::RateLimit;
+use super::link::DeadReason;
+use crate::abstractions::ratelimit::RatelimitState;
 use kernel::{
     fmt, new_mutex,
     prelude::*,
@@ -19,7 +19,7 @@ pub(crate) struct Journal {
     #[pin]
     last_error: Mutex<Option<LastError>>,
     /// Bounds how often refusals are said in the log.
-    pub(crate) said: RateLimit,
+    pub(crate) log_limit: RatelimitState,
     /// Tells user space that a connection is dead.
     link_dead: fn(u32),
 }
@@ -31,7 +31,7 @@ pub(crate) enum LastError {
     Connection {
         generation: u64,
         index: u16,
-        death: Death,
+        death: DeadReason,
     },
     /// A generation could not be started.
     Start { generation: u64, error: Error },
@@ -66,7 +66,7 @@ impl Journal {
             pin_init!(Self {
                 index,
                 last_error <- new_mutex!(None, "rnbd::last_error"),
-                said: RateLimit::new(),
+                log_limit: RatelimitState::new(),
                 link_dead,
             }),
             GFP_KERNEL,

@@ -6,7 +6,7 @@ use crate::{
     abstractions::{
         iov::Kvec,
         net::{
-            address::Address,
+            sockaddr::SockAddr,
             socket::{More, Socket, Wait},
         },
         pid::ProcessRef,
@@ -46,8 +46,8 @@ pub(crate) struct Link {
 
 /// Where a link came from.
 pub(crate) struct Origin {
-    pub(crate) local: Address,
-    pub(crate) peer: Address,
+    pub(crate) local: SockAddr,
+    pub(crate) peer: SockAddr,
     /// The process that added it.
     pub(crate) added_by: i32,
 }
@@ -55,13 +55,13 @@ pub(crate) struct Origin {
 /// How and when a link died.
 #[derive(Clone, Copy)]
 pub(crate) struct End {
-    pub(crate) death: Death,
+    pub(crate) death: DeadReason,
     pub(crate) at: Instant<Monotonic>,
 }
 
 /// Why a link died.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Death {
+pub(crate) enum DeadReason {
     /// The server closed it between two replies.
     ServerClosed,
     /// The server closed it, or it broke, within a reply.
@@ -84,7 +84,7 @@ pub(crate) enum Death {
     HandedOver,
 }
 
-impl fmt::Display for Death {
+impl fmt::Display for DeadReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ServerClosed => write!(f, "the server closed it"),
@@ -106,9 +106,9 @@ impl fmt::Display for Death {
     }
 }
 
-impl Death {
+impl DeadReason {
     /// Whether it was wished for, and is nothing that went wrong.
-    pub(crate) fn is_wished(self) -> bool {
+    pub(crate) fn is_deliberate(self) -> bool {
         matches!(self, Self::Retired | Self::HandedOver)
     }
 
@@ -134,8 +134,8 @@ impl Link {
     pub(crate) fn new(route: Route, socket: Socket) -> Result<Arc<Self>> {
         socket.reclassify_locks();
         let origin = Origin {
-            local: socket.local_address(),
-            peer: socket.peer_address(),
+            local: socket.getsockname(),
+            peer: socket.getpeername(),
             added_by: ProcessRef::current().number(),
         };
         Arc::pin_init(
@@ -195,7 +195,7 @@ impl Link {
     ///
     /// Fully ordered: who puts a request on the wire after this sees the death, or else whoever
     /// looks for stranded requests after this sees the request.
-    pub(crate) fn die(&self) -> bool {
+    pub(crate) fn mark_dead(&self) -> bool {
         !self.dead.xchg(true, Full)
     }
 
@@ -205,7 +205,7 @@ impl Link {
     /// With answers owed, what the peer has not taken must not follow: those requests are done
     /// elsewhere or have failed, and a write that came late would undo a newer one. Otherwise all
     /// that can be on its way is the message that says good-bye.
-    pub(crate) fn bury(&self, death: Death) {
+    pub(crate) fn shutdown(&self, death: DeadReason) {
         *self.end.lock() = Some(End {
             death,
             at: Instant::now(),

@@ -31,7 +31,7 @@ pub(crate) struct Outbox {
     /// Somebody is wanted to send.
     #[pin]
     wanted: CondVar,
-    company: Company,
+    batching: BatchHeuristic,
 }
 
 struct Waiting {
@@ -59,7 +59,7 @@ impl Outbox {
         Ok(pin_init!(Self {
             waiting <- new_spinlock!(waiting, "rnbd::outbox"),
             wanted <- new_condvar!("rnbd::outbox_wanted"),
-            company: Company::new(),
+            batching: BatchHeuristic::new(),
         }))
     }
 
@@ -87,8 +87,8 @@ impl Outbox {
 
     /// Whether it is worth while to leave a request to the sender: others are likely to come before
     /// it is sent. Any context.
-    pub(crate) fn expects_company(&self) -> bool {
-        self.company.is_expected()
+    pub(crate) fn expects_batch(&self) -> bool {
+        self.batching.is_expected()
     }
 
     /// Has the connection's sender look, also if nothing waits here. Any context.
@@ -124,20 +124,20 @@ impl Outbox {
     }
 
     /// The sender has met so many requests at once.
-    pub(crate) fn sender_met(&self, requests: usize) {
-        self.company.met(requests);
+    pub(crate) fn record_batch(&self, requests: usize) {
+        self.batching.record(requests);
     }
 }
 
 /// Whether requests come alone. A guess, by what the sender has met: who submits one request after
 /// the other, and each after the answer to the last, does best to send by himself; who has many to
 /// submit does best to leave them, and both look the same when the server is faster than he.
-struct Company {
+struct BatchHeuristic {
     /// How many requests in a row were alone.
     alone: Atomic<u32>,
 }
 
-impl Company {
+impl BatchHeuristic {
     const fn new() -> Self {
         Self {
             alone: Atomic::new(0),
@@ -166,7 +166,7 @@ impl Company {
         again
     }
 
-    fn met(&self, requests: usize) {
+    fn record(&self, requests: usize) {
         match requests {
             0 => {}
             1 => self

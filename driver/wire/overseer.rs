@@ -4,11 +4,11 @@
 
 use super::{
     connection::Connection,
-    link::{Death, Link},
+    link::{DeadReason, Link},
 };
 use crate::abstractions::block::mq::Disk;
 use crate::{
-    abstractions::{block::mq::Outcome, ratelimit::RateLimit},
+    abstractions::{block::mq::Outcome, ratelimit::RatelimitState},
     driver::nbd::Nbd,
     protocol::{flags::TransmissionFlags, request::Route},
 };
@@ -22,17 +22,17 @@ pub(crate) trait Overseer: Send + Sync + 'static {
     fn is_draining(&self) -> bool;
 
     /// What becomes of a request that its connection could not serve. Any context.
-    fn fate(&self) -> Outcome;
+    fn disposition(&self) -> Outcome;
 
     /// Kills a link of a connection, and keeps count. May sleep. The link's receiver then sees to the
     /// requests that are stranded on it.
-    fn kill(&self, connection: &Connection, link: &Link, death: Death);
+    fn kill(&self, connection: &Connection, link: &Link, death: DeadReason);
 
     /// The export cannot do this after all. True for the first caller. Any context.
-    fn withdraw(&self, flag: TransmissionFlags) -> bool;
+    fn clear_flag(&self, flag: TransmissionFlags) -> bool;
 
     /// Bounds what servers can make the log say.
-    fn said(&self) -> &RateLimit;
+    fn log_limit(&self) -> &RatelimitState;
 
     /// A link gets a receiver. May sleep.
     fn receiver_comes(&self);

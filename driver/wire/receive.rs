@@ -5,13 +5,13 @@
 use super::{
     connection::ConnectionRef,
     inbox::Inbox,
-    link::{Death, Link},
+    link::{DeadReason, Link},
     overseer::Overseer,
 };
 use crate::{
     abstractions::{
         block::mq::{Op, Outcome, Request, Status},
-        kthread::{Body, Eagerness, Thread},
+        kthread::{SchedPolicy, Thread, ThreadFn},
         trace,
     },
     driver::nbd::{answer, Nbd},
@@ -46,18 +46,18 @@ impl<O: Overseer> Receiver<O> {
             inbox,
         };
         let (device, index) = (connection.journal.index, connection.index);
-        Thread::spawn(fmt!("nbd{device}-recv{index}"), receiver)
+        Thread::run(fmt!("nbd{device}-recv{index}"), receiver)
     }
 
     /// Reads one reply, and what follows it.
-    fn serve_reply(&mut self) -> Result<(), Death> {
+    fn serve_reply(&mut self) -> Result<(), DeadReason> {
         let bytes = self.inbox.header(&self.link)?;
-        let reply = Reply::decode(&bytes).map_err(Death::WrongMagic)?;
-        let unknown = Death::UnknownCookie(reply.cookie.to_wire());
+        let reply = Reply::decode(&bytes).map_err(DeadReason::WrongMagic)?;
+        let unknown = DeadReason::UnknownCookie(reply.cookie.to_wire());
         let request = self
             .overseer
             .disk()
-            .request_by_tag(reply.cookie.tag())
+            .tag_to_rq(reply.cookie.tag())
             .ok_or(unknown)?;
         let claim = request
             .data()
@@ -70,7 +70,7 @@ impl<O: Overseer> Receiver<O> {
         match self.read_result(&request, reply) {
             Ok(status) => {
                 trace::payload_received(&request, reply.cookie.to_wire());
-                if request.loses_end() {
+                if request.should_fake_timeout() {
                     claim.withhold();
                 } else {
                     answer(&request, claim, Outcome::End(status));
@@ -80,9 +80,9 @@ impl<O: Overseer> Receiver<O> {
             }
             Err(error) => {
                 // Dead before the request's fate is asked for: it must not come back here.
-                let death = Death::CutOff(error);
+                let death = DeadReason::CutOff(error);
                 self.overseer.kill(&self.connection, &self.link, death);
-                answer(&request, claim, self.overseer.fate());
+                answer(&request, claim, self.overseer.disposition());
                 Err(death)
             }
         }
@@ -92,7 +92,7 @@ impl<O: Overseer> Receiver<O> {
     fn read_result(&mut self, request: &Request<Nbd>, reply: Reply) -> Result<Status> {
         if let Err(error) = reply.result {
             if error == ServerError::NotSupported {
-                self.turn_off(request.op());
+                self.disable_op(request.op());
             }
             self.report(request, error);
             return Ok(status_of(error));
@@ -105,13 +105,13 @@ impl<O: Overseer> Receiver<O> {
 
     /// The server does not know a command, whatever its flags say: the block layer has other ways,
     /// and finds out before the request ends.
-    fn turn_off(&self, op: Op) {
+    fn disable_op(&self, op: Op) {
         let flag = match op {
             Op::Discard => TransmissionFlags::SEND_TRIM,
             Op::WriteZeroes => TransmissionFlags::SEND_WRITE_ZEROES,
             _ => return,
         };
-        let first = self.overseer.withdraw(flag);
+        let first = self.overseer.clear_flag(flag);
         if op == Op::Discard {
             self.overseer.disk().disable_discard();
         } else {
@@ -127,7 +127,7 @@ impl<O: Overseer> Receiver<O> {
     }
 
     fn report(&self, request: &Request<Nbd>, error: ServerError) {
-        if let Some(may) = self.overseer.said().may_say() {
+        if let Some(passed) = self.overseer.log_limit().ratelimit() {
             dev_err!(
                 self.overseer.disk().device(),
                 "the server failed {:?} at byte {}, {} bytes: error {} ({error:?}); {} lines like this held back\n",
@@ -135,15 +135,15 @@ impl<O: Overseer> Receiver<O> {
                 request.sector() << 9,
                 request.bytes(),
                 error.number(),
-                may.held_back
+                passed.missed
             );
         }
     }
 }
 
-impl<O: Overseer> Body for Receiver<O> {
+impl<O: Overseer> ThreadFn for Receiver<O> {
     // Answers free what they answer.
-    const EAGERNESS: Eagerness = Eagerness::Eager;
+    const SCHED_POLICY: SchedPolicy = SchedPolicy::HighPri;
 
     fn run(mut self) {
         let death = loop {
@@ -160,7 +160,7 @@ impl<O: Overseer> Drop for Receiver<O> {
     /// Sees to the requests on its link, also if the thread was stopped before it had begun.
     fn drop(&mut self) {
         self.overseer
-            .kill(&self.connection, &self.link, Death::Retired);
+            .kill(&self.connection, &self.link, DeadReason::Retired);
         self.overseer.receiver_goes(self.link.route);
     }
 }

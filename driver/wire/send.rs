@@ -3,9 +3,9 @@
 //! Requests on their way to the server.
 
 use super::{
-    connection::{Connection, Partial, Tx},
+    connection::{Connection, PendingRequest, Tx},
     header::header,
-    link::{Death, Link},
+    link::{DeadReason, Link},
     overseer::Overseer,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
         net::socket::{More, Wait},
         trace,
     },
-    driver::nbd::{answer, give_back, Nbd, RequestWord},
+    driver::nbd::{answer, end_unsent, Nbd, RequestWord},
     protocol::{request::Sending, wire::REQUEST_SIZE},
 };
 use kernel::{
@@ -38,21 +38,21 @@ enum Sent {
 }
 
 /// Sends what others left to be sent on a connection; for a thread that gets no signals. Sleeps.
-pub(crate) fn send_left<O: Overseer>(overseer: &O, connection: &Connection) {
+pub(crate) fn send_queued<O: Overseer>(overseer: &O, connection: &Connection) {
     let mut earlier = None;
     let mut tx = connection.tx.lock();
-    finish_earlier(overseer, connection, &mut tx, &mut earlier);
+    send_pending(overseer, connection, &mut tx, &mut earlier);
     loop {
-        let count = send_waiting(overseer, connection, &mut tx);
+        let count = send_outbox(overseer, connection, &mut tx);
         if count == 0 {
             break;
         }
-        connection.outbox.sender_met(count);
+        connection.outbox.record_batch(count);
     }
 }
 
 /// Sends what waits on a connection, or gives it back. Returns how many did. Sleeps.
-pub(crate) fn send_waiting<O: Overseer>(
+pub(crate) fn send_outbox<O: Overseer>(
     overseer: &O,
     connection: &Connection,
     tx: &mut Tx,
@@ -62,10 +62,10 @@ pub(crate) fn send_waiting<O: Overseer>(
     let all = requests.len();
     let mut rest = requests.as_slice();
     while !rest.is_empty() {
-        let count = match send_some(overseer, connection, tx, rest, since) {
+        let count = match send_batch(overseer, connection, tx, rest, since) {
             Ok(count) => count,
             Err(outcome) => {
-                rest.iter().for_each(|request| give_back(request, outcome));
+                rest.iter().for_each(|request| end_unsent(request, outcome));
                 break;
             }
         };
@@ -78,7 +78,7 @@ pub(crate) fn send_waiting<O: Overseer>(
 
 /// Sends the first of `requests`, as many as go together. Returns how many. If it cannot, tells
 /// what is to become of all.
-fn send_some<O: Overseer>(
+fn send_batch<O: Overseer>(
     overseer: &O,
     connection: &Connection,
     tx: &mut Tx,
@@ -88,14 +88,14 @@ fn send_some<O: Overseer>(
     let mut earlier = None;
     // Under the lock: after a disconnect message nothing may be sent.
     if tx.link.is_dead() || overseer.is_draining() {
-        return Err(overseer.fate());
+        return Err(overseer.disposition());
     }
-    if !finish_earlier(overseer, connection, tx, &mut earlier) {
+    if !send_pending(overseer, connection, tx, &mut earlier) {
         // Only a signal stops this. The connection's sender comes here without one.
         return Err(Outcome::Requeue);
     }
     if tx.link.is_dead() {
-        return Err(overseer.fate());
+        return Err(overseer.disposition());
     }
     let waited = since.elapsed() > PATIENCE;
     let Tx {
@@ -118,7 +118,7 @@ fn send_some<O: Overseer>(
             More::Follows
         };
         let (sent, result) = batch.send(link, together, more);
-        settle_all(overseer, connection, together, sent, result, tx);
+        handle_batch_sent(overseer, connection, together, sent, result, tx);
         return Ok(count);
     }
     if let Some(first) = requests.first() {
@@ -128,13 +128,13 @@ fn send_some<O: Overseer>(
         link.count_asked(1);
         let sending = first.data().word.begin(link.route, sequence);
         let sent = send(connection.journal.index, link, first, &sending, 0);
-        settle(overseer, connection, first, sending, sent, tx);
+        handle_sent(overseer, connection, first, sending, sent, tx);
     }
     Ok(1)
 }
 
 /// Draws the consequences of how requests went that were sent at once.
-fn settle_all<O: Overseer>(
+fn handle_batch_sent<O: Overseer>(
     overseer: &O,
     connection: &Connection,
     requests: &[ARef<Request<Nbd>>],
@@ -161,41 +161,41 @@ fn settle_all<O: Overseer>(
         sent = sent.saturating_sub(outgoing.bytes);
         let answered_early = matches!(how, Sent::Interrupted(part) if part > 0);
         if let Some(sending) = request.data().word.resume(outgoing.mark) {
-            settle(overseer, connection, request, sending, how, tx);
+            handle_sent(overseer, connection, request, sending, how, tx);
         } else if let Sent::Failed(error) = how {
             overseer.kill(connection, &tx.link, death(error));
         } else if answered_early {
-            overseer.kill(connection, &tx.link, Death::AnsweredEarly);
+            overseer.kill(connection, &tx.link, DeadReason::AnsweredEarly);
         }
     }
 }
 
 /// Sends the rest of a request that an earlier sender had to leave. False if that is not done.
-fn finish_earlier<O: Overseer>(
+fn send_pending<O: Overseer>(
     overseer: &O,
     connection: &Connection,
     tx: &mut Tx,
-    earlier: &mut Option<Partial>,
+    earlier: &mut Option<PendingRequest>,
 ) -> bool {
-    let Some(partial) = tx.partial.take() else {
+    let Some(pending) = tx.pending.take() else {
         return true;
     };
-    let request = partial.request.clone();
-    if let Some(sending) = request.data().word.resume(partial.mark) {
+    let request = pending.request.clone();
+    if let Some(sending) = request.data().word.resume(pending.mark) {
         let sent = send(
             connection.journal.index,
             &tx.link,
             &request,
             &sending,
-            partial.sent,
+            pending.sent,
         );
-        settle(overseer, connection, &request, sending, sent, tx);
+        handle_sent(overseer, connection, &request, sending, sent, tx);
     } else {
         // It was answered meanwhile, and its bytes may be gone. The server waits for them.
-        overseer.kill(connection, &tx.link, Death::AnsweredEarly);
+        overseer.kill(connection, &tx.link, DeadReason::AnsweredEarly);
     }
-    *earlier = Some(partial);
-    tx.partial.is_none()
+    *earlier = Some(pending);
+    tx.pending.is_none()
 }
 
 /// Puts the bytes of a request on a link's socket, from the `skip`th on.
@@ -256,7 +256,7 @@ impl Sent {
 }
 
 /// Draws the consequences of how a send went.
-fn settle<O: Overseer>(
+fn handle_sent<O: Overseer>(
     overseer: &O,
     connection: &Connection,
     request: &Request<Nbd>,
@@ -271,7 +271,7 @@ fn settle<O: Overseer>(
             // requests before this one was among them.
             if tx.link.is_dead() {
                 if let Some(claim) = request.data().word.claim_from(tx.link.route) {
-                    answer(request, claim, overseer.fate());
+                    answer(request, claim, overseer.disposition());
                 }
             }
         }
@@ -282,7 +282,7 @@ fn settle<O: Overseer>(
             }
         }
         Sent::Interrupted(sent) => {
-            tx.partial = Some(Partial {
+            tx.pending = Some(PendingRequest {
                 request: ARef::from(request),
                 mark: sending.interrupt(),
                 sent,
@@ -292,18 +292,18 @@ fn settle<O: Overseer>(
         Sent::Failed(error) => {
             overseer.kill(connection, &tx.link, death(error));
             if let Some(claim) = sending.abandon() {
-                answer(request, claim, overseer.fate());
+                answer(request, claim, overseer.disposition());
             }
         }
     }
 }
 
 /// What a link dies of when sending fails.
-fn death(error: Error) -> Death {
+fn death(error: Error) -> DeadReason {
     // The bound on a send is the request's time-out.
     if error == EAGAIN {
-        Death::TimedOut
+        DeadReason::TimedOut
     } else {
-        Death::SendFailed(error)
+        DeadReason::SendFailed(error)
     }
 }

@@ -7,7 +7,7 @@
 //! more, which then goes out at once; the server answers it at once, and so on.
 
 use super::{connection::ConnectionRef, overseer::Overseer, send};
-use crate::abstractions::kthread::{Body, Eagerness, Thread};
+use crate::abstractions::kthread::{SchedPolicy, Thread, ThreadFn};
 use kernel::{prelude::*, sync::Arc};
 
 /// Sends what waits on a connection until it is not needed any more.
@@ -24,16 +24,16 @@ impl<O: Overseer> Sender<O> {
             overseer: overseer.clone(),
             connection: connection.clone(),
         };
-        Thread::spawn(fmt!("nbd{device}-send{index}"), sender)
+        Thread::run(fmt!("nbd{device}-send{index}"), sender)
     }
 }
 
-impl<O: Overseer> Body for Sender<O> {
-    const EAGERNESS: Eagerness = Eagerness::Patient;
+impl<O: Overseer> ThreadFn for Sender<O> {
+    const SCHED_POLICY: SchedPolicy = SchedPolicy::Batch;
 
     fn run(self) {
         while self.connection.outbox.wait() {
-            send::send_left(&*self.overseer, &self.connection);
+            send::send_queued(&*self.overseer, &self.connection);
         }
     }
 }

@@ -14,7 +14,7 @@ use rnbd_protocol::{
 };
 use std::cell::Cell;
 
-/// One thread: who races for a word is the affair of loom.
+/// One thread: races for a word are the affair of loom.
 struct Plain(Cell<u64>);
 
 impl AtomicWord for Plain {
@@ -131,11 +131,11 @@ impl World {
         let Some(mark) = asked.sending.take() else {
             return;
         };
-        let sending = tag.word.resume(mark).expect("nobody has answered it");
+        let sending = tag.word.resume(mark).expect("it is not answered yet");
         if well {
             sending.sent();
         } else {
-            sending.abandon().expect("nobody has answered it").answer();
+            sending.abandon().expect("it is not answered yet").answer();
             tag.asked = None;
         }
     }
@@ -187,7 +187,7 @@ impl World {
         self.tags[tag].word.cookie(tag as u32)
     }
 
-    /// A request is given up by who may: its time is over, or its connection died.
+    /// A request is given up: its time is over, or its connection died.
     fn give_up(&mut self, tag: usize, died: Option<usize>) {
         let route = died.map(|connection| self.route(connection));
         let tag = &mut self.tags[tag];

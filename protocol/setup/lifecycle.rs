@@ -60,7 +60,7 @@ impl<K: Kinds> Lifecycle<K> {
         &self.phase
     }
 
-    /// Who owns that generation.
+    /// The owner of that generation.
     pub fn owner(&self) -> Option<&K::Owner> {
         match &self.phase {
             Phase::Idle | Phase::Gone => None,
@@ -128,7 +128,7 @@ impl<K: Kinds> Lifecycle<K> {
     /// Lets `push` add a connection to the caller's setup (`NBD_SET_SOCK`).
     ///
     /// `push` gets the generation's number and its connections. Returned first are the
-    /// connections of the orphan whose place the setup took, if any: also with a failed `push`,
+    /// connections of the orphan that the setup replaced, if any: also with a failed `push`,
     /// which leaves a setup that lacks the connection.
     pub fn add<E>(
         &mut self,
@@ -310,7 +310,7 @@ impl<K: Kinds> Lifecycle<K> {
     /// nbd-client sets the size, clears, and then adds its sockets.
     ///
     /// Clients clear once more when their generation has ended. By then the device may be another
-    /// living owner's, who waited for that end: he is left alone.
+    /// living owner's, which waited for that end: it is left alone.
     pub fn clear(&mut self, caller: &K::Owner) -> Retired<K> {
         let anothers = self
             .owner()
@@ -369,7 +369,7 @@ impl<K: Kinds> Lifecycle<K> {
         }
     }
 
-    /// Ends a setup that nobody can finish any more; a generation that was started stays.
+    /// Ends a setup that no process can finish any more; a generation that was started stays.
     pub fn abandon_setup(&mut self) -> Option<K::Connections> {
         if !matches!(self.phase, Phase::Setup(_)) {
             return None;

@@ -47,9 +47,9 @@ pub trait Connections: Default {
     fn count(&self) -> usize;
 }
 
-/// The types that a device's life is told in.
+/// The types that a [`Lifecycle`] is made of.
 pub trait Kinds {
-    /// Who sets up.
+    /// The process that sets up.
     type Owner: Owner;
     /// What [`Setup`] collects.
     type Connections: Connections;
@@ -57,7 +57,7 @@ pub trait Kinds {
     type Attachment: Clone;
 }
 
-/// What user space says of an export before, and at times while, it is attached.
+/// What user space configures of an export, before it is attached or while it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Size of the export.
@@ -107,7 +107,7 @@ impl Config {
 
 /// A generation that is being set up.
 pub struct Setup<K: Kinds> {
-    /// Who sets up, and nobody else while it lives.
+    /// The process that sets up. No other may while it lives.
     pub owner: K::Owner,
     /// What was said of the export so far.
     pub config: Config,
@@ -126,7 +126,7 @@ impl<K: Kinds> Setup<K> {
     }
 }
 
-/// How a generation was started, and so who may change it.
+/// How a generation was started, and so by what it may be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interface {
     /// `NBD_DO_IT`. The generation ends with its last connection.
@@ -162,7 +162,7 @@ pub enum Phase<K: Kinds> {
     Setup(Setup<K>),
     /// It serves requests.
     Running {
-        /// Who started it.
+        /// The process that started it.
         owner: K::Owner,
         /// How it was started.
         interface: Interface,
@@ -173,7 +173,7 @@ pub enum Phase<K: Kinds> {
     },
     /// It has ended, and its last requests and sockets are being released.
     Draining {
-        /// Who started it.
+        /// The process that started it.
         owner: K::Owner,
         /// What was known of the export.
         config: Config,
@@ -214,7 +214,7 @@ pub enum Refusal {
     NotMultiConn,
     /// More connections than a generation can have.
     TooManyConnections,
-    /// Somebody uses the disk exclusively, and what he uses may not become another export.
+    /// The disk has an exclusive holder, and what that holds must not become another export.
     Held,
     /// The device was attached by netlink, and is not changed by ioctl.
     Netlink,
@@ -224,13 +224,13 @@ pub enum Refusal {
     Gone,
 }
 
-/// Whether somebody uses the disk exclusively: a mounted filesystem, say, of the last generation
+/// Whether the disk has an exclusive holder: a mounted filesystem, say, of the last generation
 /// (invariant G4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskUse {
-    /// Nobody does.
+    /// It has none.
     Shared,
-    /// Somebody does.
+    /// It has one.
     Exclusive,
 }
 
@@ -254,7 +254,7 @@ impl<E> From<Refusal> for Failure<E> {
 pub struct Connected<K: Kinds> {
     /// What serves from now on.
     pub attachment: K::Attachment,
-    /// The connections of the orphan whose place the generation took, if any, to be disposed of.
+    /// The connections of the orphan that was replaced, if any, to be disposed of.
     pub replaced: Option<K::Connections>,
 }
 

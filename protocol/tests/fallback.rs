@@ -3,7 +3,7 @@
 //! Which connection is taken when others are dead.
 
 use proptest::prelude::*;
-use rnbd_protocol::fallback::{choose, fate, own, Fate};
+use rnbd_protocol::fallback::{choose, disposition, own, Disposition};
 
 #[test]
 fn each_queue_has_its_own_connection() {
@@ -32,11 +32,14 @@ fn the_next_living_one_is_taken_around_the_end() {
 
 #[test]
 fn what_is_asked_decides_in_this_order() {
-    // Who drains waits for nobody, and is not asked.
-    assert_eq!(fate(true, 3, || panic!("asked")), Fate::Fail);
-    assert_eq!(fate(false, 1, || panic!("asked")), Fate::Retry);
-    assert_eq!(fate(false, 0, || true), Fate::Wait);
-    assert_eq!(fate(false, 0, || false), Fate::Fail);
+    // A generation that drains waits for nothing, and is not asked.
+    assert_eq!(disposition(true, 3, || panic!("asked")), Disposition::Fail);
+    assert_eq!(
+        disposition(false, 1, || panic!("asked")),
+        Disposition::Retry
+    );
+    assert_eq!(disposition(false, 0, || true), Disposition::Wait);
+    assert_eq!(disposition(false, 0, || false), Disposition::Fail);
 }
 
 proptest! {

@@ -180,7 +180,7 @@ fn a_device_may_go_with_its_generation() {
     ));
     assert_eq!(life.drained(), Some(EndReason::Disconnected));
     assert!(matches!(life.phase(), Phase::Gone));
-    // Whoever still has it open gets nowhere, and changes nothing.
+    // A task that still has it open gets nowhere, and changes nothing.
     let gone = || Failure::from(Refusal::Gone);
     assert_eq!(
         connect(&mut life, wanted(&owner, &[2]), DiskUse::Shared),

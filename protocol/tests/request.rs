@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The request word: who may answer, in one thread.
+//! The request word: the right to answer, in one thread.
 
 use rnbd_protocol::{
     cookie::{Cookie, Sequence},

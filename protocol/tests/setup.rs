@@ -300,7 +300,7 @@ fn anyone_else_who_clears_ends_the_setup() {
     assert!(matches!(life.clear(&owner), Retired::Stopped(_)));
 }
 
-/// Whether `caller` may attach an export of `bytes` to a disk that somebody uses exclusively,
+/// Whether `caller` may attach an export of `bytes` to a disk that has an exclusive holder,
 /// after `owner` had one of 4096.
 fn may_return(owner: &Process, caller: &Process, bytes: u64) -> Result<(), Failure<()>> {
     let mut life = idle();
@@ -355,7 +355,7 @@ fn who_clears_after_his_own_end_does_not_hit_the_next_owner() {
             start(&mut life, &second).unwrap();
         }
         assert!(matches!(life.clear(&first), Retired::Nothing));
-        // That was for his own. Another time he means it, as anyone else does.
+        // That was for its own. The next time it ends what is there, as for any caller.
         assert!(!matches!(life.clear(&first), Retired::Nothing));
     }
     let mut life = ended();

@@ -18,12 +18,12 @@ use kernel::{
     sync::aref::ARef,
 };
 
-/// A read-only file, one value, in the directory of a disk of `T`.
+/// A read-only sysfs attribute of a disk of `T`.
 pub(crate) trait Attribute<T: Operations>: 'static {
     /// The file's name.
     const NAME: &'static CStr;
 
-    /// Writes the value, without a newline. May sleep, but not for what removes the file.
+    /// Writes the value, without a newline. May sleep, but must not wait for the file's removal.
     fn show(disk: &Disk<T>, to: &mut Formatter<'_>) -> Result;
 }
 
@@ -120,7 +120,7 @@ impl<T: Operations, A: Attribute<T>> Drop for AttributeFile<T, A> {
     }
 }
 
-/// A directory of attributes, for [`super::DiskBuilder`] to put into the disk's.
+/// A directory of attributes, for [`super::GenDiskBuilder`] to put into the disk's.
 pub(crate) struct AttributeGroup<T: Operations> {
     /// The directory's name.
     pub(crate) name: &'static CStr,
@@ -152,7 +152,7 @@ impl RawGroups {
         group.__bindgen_anon_2.attrs_const = attributes.as_ptr();
         let group = KBox::new(group, GFP_KERNEL)?;
         let list = KBox::new([&raw const *group, core::ptr::null()], GFP_KERNEL)?;
-        // INVARIANT: The vector and the boxes keep their places when they are moved.
+        // INVARIANT: The vector's and the boxes' memory stays in place when they are moved.
         Ok(Self {
             _attributes: attributes,
             _group: group,
@@ -161,6 +161,7 @@ impl RawGroups {
     }
 
     /// The list, valid as long as `self` is.
+    #[inline]
     pub(super) fn as_ptr(&self) -> *mut *const bindings::attribute_group {
         self.list.as_ptr().cast_mut()
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who uses a disk exclusively, and changing what is behind it while nobody does.
+//! Exclusive holders of a disk, and changing what is behind a disk that has none.
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
@@ -10,8 +10,8 @@ use kernel::{bindings, error::to_result, fmt, prelude::*, types::ScopeGuard};
 
 /// The block layer's exclusive claim on a disk, held for a moment by its driver.
 ///
-/// Nothing that needs the disk for itself (a filesystem, device-mapper, swap, an `O_EXCL` opener)
-/// has it or one of its partitions, or gets it, until this is dropped: it waits.
+/// No exclusive holder (a filesystem, device-mapper, swap, an `O_EXCL` opener) has the disk or one
+/// of its partitions. One that wants it waits until this is dropped.
 ///
 /// # Invariants
 ///
@@ -22,26 +22,26 @@ pub(crate) struct Claim<'a, T: Operations> {
     prepared: bool,
 }
 
-/// How the caller of an ioctl has the disk open: as the block layer says, so a driver cannot make
-/// one up.
+/// How the caller of an ioctl has the disk open (`blk_mode_t`). The block layer says so, and a
+/// driver cannot make one up.
 #[derive(Clone, Copy)]
-pub(crate) struct Opened {
-    /// The whole disk for himself (`O_EXCL`), not as any number of others may.
-    pub(super) exclusively: bool,
+pub(crate) struct IoctlMode {
+    /// The whole disk exclusively (`BLK_OPEN_EXCL`).
+    pub(super) excl: bool,
 }
 
-impl Opened {
-    /// Not at all, or by a task that does not need it to be his.
-    pub(crate) const NOT: Self = Self { exclusively: false };
+impl IoctlMode {
+    /// Not at all, or not exclusively.
+    pub(crate) const NOT_EXCL: Self = Self { excl: false };
 }
 
-/// Who uses a disk exclusively, as far as the kernel says.
-pub(crate) struct ExclusiveUser {
+/// The exclusive holder of a disk, as far as the kernel knows it.
+pub(crate) struct BdHolder {
     partition: Option<u8>,
     filesystem: bool,
 }
 
-impl fmt::Display for ExclusiveUser {
+impl fmt::Display for BdHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.filesystem {
             write!(f, "a mounted filesystem")?;
@@ -56,19 +56,19 @@ impl fmt::Display for ExclusiveUser {
 }
 
 impl<T: Operations> Disk<T> {
-    /// Claims the disk for its driver. Sleeps while somebody else is just claiming it; takes no
-    /// other lock.
+    /// Claims the disk for its driver (`bd_prepare_to_claim`). Sleeps while another task is just
+    /// claiming it; takes no other lock.
     ///
-    /// Fails with `EBUSY` if somebody has the disk, or one of its partitions, for himself: but for
-    /// the caller on whose behalf this is, who has it `opened` so.
-    pub(crate) fn claim(&self, opened: Opened) -> Result<Claim<'_, T>> {
-        if opened.exclusively {
+    /// Fails with `EBUSY` if the disk, or one of its partitions, has an exclusive holder. The
+    /// caller of an ioctl, which has it open with `mode`, may be that holder.
+    pub(crate) fn claim(&self, mode: IoctlMode) -> Result<Claim<'_, T>> {
+        if mode.excl {
             return Ok(Claim {
                 disk: self,
                 prepared: false,
             });
         }
-        // SAFETY: The disk has its block device; any pointer that is nobody else's will do.
+        // SAFETY: The disk has its block device; any pointer that no other holder uses will do.
         to_result(unsafe {
             bindings::bd_prepare_to_claim(
                 (*self.as_raw()).part0,
@@ -83,9 +83,9 @@ impl<T: Operations> Disk<T> {
         })
     }
 
-    /// Who uses the disk exclusively. Takes the disk's open lock. For a message only: it may have
+    /// The disk's exclusive holder. Takes the disk's open lock. For a message only: it may have
     /// changed when this returns.
-    pub(crate) fn exclusive_user(&self) -> Option<ExclusiveUser> {
+    pub(crate) fn bd_holder(&self) -> Option<BdHolder> {
         let mut found = None;
         self.for_each_bdev(|bdev| {
             // SAFETY: `for_each_bdev` passes a valid block device. The fields may change
@@ -99,7 +99,7 @@ impl<T: Operations> Disk<T> {
             };
             // A partition tells more than the disk, which is marked as well when one is in use.
             if !holder.is_null() {
-                found = Some(ExclusiveUser {
+                found = Some(BdHolder {
                     partition: (number != 0).then_some(number),
                     filesystem: !ops.is_null(),
                 });
@@ -146,16 +146,16 @@ impl<T: Operations> Disk<T> {
 }
 
 impl<T: Operations> Claim<'_, T> {
-    /// Tells the block layer that another medium is in the device: whatever the page cache holds
-    /// of the old one is dropped, written or not, also where it is mapped, and the disk's sequence
-    /// number moves. That write-back to the old one failed is told to those alone who have it open.
-    /// Takes the disk's open lock; sleeps, but for no I/O of dirty data.
-    pub(crate) fn change_medium(&self) {
+    /// Tells the block layer that the medium has changed: the page cache of the disk and its
+    /// partitions is dropped, dirty or not, mapped or not, and the disk's sequence number is
+    /// incremented (`disk_force_media_change`). That write-back to the old one failed is reported
+    /// to present openers alone. Takes the disk's open lock; sleeps, but for no I/O of dirty data.
+    pub(crate) fn force_media_change(&self) {
         self.disk.for_each_bdev(|bdev| {
             let mut since = 0;
             // SAFETY: `for_each_bdev` passes a valid block device, with its page cache. With the
             // claim, no filesystem's buffers are among the pages that go. The error is an atomic
-            // word of the page cache; who opens the disk takes one that was seen for an old one.
+            // word of the page cache; a later opener takes one that was seen for an old one.
             unsafe {
                 bindings::invalidate_bdev(bdev);
                 bindings::truncate_inode_pages((*bdev).bd_mapping, 0);
@@ -165,7 +165,7 @@ impl<T: Operations> Claim<'_, T> {
                 );
             }
         });
-        // SAFETY: The disk is valid; nobody who would be told that it died has claimed it.
+        // SAFETY: The disk is valid; there is no holder to be told that it died.
         unsafe { bindings::disk_force_media_change(self.disk.as_raw()) };
     }
 }

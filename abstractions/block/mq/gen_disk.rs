@@ -6,7 +6,7 @@
 
 use super::{
     attribute::{AttributeGroup, RawGroups},
-    operations::{Operations, Tables},
+    operations::{Operations, OperationsVTable},
     queue::AttachmentCell,
     request::{Pdu, Request},
     QueueLimits,
@@ -33,18 +33,18 @@ struct TagSet<T: Operations> {
 }
 
 impl<T: Operations> TagSet<T> {
-    fn new(hw_queues: u32, depth: u32, scheduled: bool) -> impl PinInit<Self, Error> {
+    fn new(nr_hw_queues: u32, depth: u32, scheduled: bool) -> impl PinInit<Self, Error> {
         let scheduler = match scheduled {
             true => 0,
             false => bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
         };
         try_pin_init!(Self {
             inner <- Opaque::try_ffi_init(move |set: *mut bindings::blk_mq_tag_set| {
-                // SAFETY: `set` is valid for writes, and nobody else looks at it yet.
+                // SAFETY: `set` is valid for writes, and is not shared yet.
                 unsafe {
                     set.write(bindings::blk_mq_tag_set {
-                        ops: &Tables::<T>::MQ_OPS,
-                        nr_hw_queues: hw_queues,
+                        ops: &OperationsVTable::<T>::MQ_OPS,
+                        nr_hw_queues,
                         nr_maps: 1,
                         queue_depth: depth,
                         numa_node: bindings::NUMA_NO_NODE,
@@ -69,7 +69,7 @@ impl<T: Operations> PinnedDrop for TagSet<T> {
     }
 }
 
-/// What hangs on a disk: `private_data` of the disk and `queuedata` of its queue.
+/// The `private_data` of a disk and `queuedata` of its queue.
 #[pin_data]
 pub(super) struct Private<T: Operations> {
     #[pin]
@@ -86,7 +86,7 @@ impl<T: Operations> Private<T> {
     ///
     /// # Safety
     ///
-    /// `disk` was made by [`DiskBuilder`] for `T`; nobody uses its private data after this.
+    /// `disk` was made by [`GenDiskBuilder`] for `T`; its private data must not be used after this.
     pub(super) unsafe fn from_disk(disk: *mut bindings::gendisk) -> Pin<KBox<Self>> {
         // SAFETY: The builder put a pinned box there, by the safety requirement for the last time.
         unsafe { Pin::new_unchecked(KBox::from_raw((*disk).private_data.cast())) }
@@ -97,7 +97,7 @@ impl<T: Operations> Private<T> {
 ///
 /// # Invariants
 ///
-/// `self.0` is a valid `struct gendisk` made by [`DiskBuilder`] for `T`.
+/// `self.0` is a valid `struct gendisk` made by [`GenDiskBuilder`] for `T`.
 #[repr(transparent)]
 pub(crate) struct Disk<T: Operations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
@@ -106,53 +106,63 @@ impl<T: Operations> Disk<T> {
     ///
     /// # Safety
     ///
-    /// `disk` must have been made by [`DiskBuilder`] for `T`, and stay valid for `'a`.
+    /// `disk` must have been made by [`GenDiskBuilder`] for `T`, and stay valid for `'a`.
+    #[inline]
     pub(super) unsafe fn from_raw<'a>(disk: *mut bindings::gendisk) -> &'a Self {
         // SAFETY: By the safety requirement; `Self` is transparent.
         unsafe { &*disk.cast::<Self>() }
     }
 
+    #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::gendisk {
         self.0.get()
     }
 
+    #[inline]
     pub(super) fn queue(&self) -> *mut bindings::request_queue {
         // SAFETY: By the type invariant; a disk keeps its queue.
         unsafe { (*self.as_raw()).queue }
     }
 
+    #[inline]
     pub(super) fn private(&self) -> &Private<T> {
         // SAFETY: By the type invariant; the box lives as long as the disk.
         unsafe { &*(*self.as_raw()).private_data.cast::<Private<T>>() }
     }
 
+    #[inline]
     pub(super) fn tag_set(&self) -> *mut bindings::blk_mq_tag_set {
         self.private().tag_set.inner.get()
     }
 
     /// The driver's data of this disk.
+    #[inline]
     pub(crate) fn data(&self) -> &T::DiskData {
         &self.private().data
     }
 
     /// The disk's device, for log lines.
+    #[inline]
     pub(crate) fn device(&self) -> &device::Device {
         // SAFETY: By the type invariant; the device is part of the disk.
         unsafe { device::Device::from_raw(extra::rnbd_helper_disk_to_dev(self.as_raw())) }
     }
 
-    /// A reference that keeps the disk's memory, though not the disk's being there.
+    /// A reference to the disk. It keeps the disk's memory, but does not keep the disk added.
+    #[inline]
     pub(crate) fn get(&self) -> ARef<Self> {
         self.into()
     }
 
-    /// How many have the disk or one of its partitions open. Stable only under the open lock.
+    /// The number of openers of the disk and its partitions. Stable only under the open lock.
+    #[inline]
     pub(crate) fn openers(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_disk_openers(self.as_raw()) }
     }
 
     /// The capacity in sectors of 512 bytes.
+    #[inline]
     pub(crate) fn capacity(&self) -> u64 {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_get_capacity(self.as_raw()) }
@@ -160,17 +170,18 @@ impl<T: Operations> Disk<T> {
 
     /// Sets the capacity in sectors, and sends a change event. May sleep.
     ///
-    /// The block layer itself tells user space of changes from one size to another only, not of a
-    /// disk that becomes empty or stops to be so.
+    /// The block layer itself sends an event only for a change from one size to another, not for
+    /// one from or to zero.
     pub(crate) fn set_capacity_and_notify(&self, sectors: u64) {
         // SAFETY: By the type invariant.
         if !unsafe { bindings::set_capacity_and_notify(self.as_raw(), sectors) } {
-            self.notify_change();
+            self.uevent_change();
         }
     }
 
     /// Sends user space a change event of this disk. May sleep.
-    pub(crate) fn notify_change(&self) {
+    #[inline]
+    pub(crate) fn uevent_change(&self) {
         // SAFETY: By the type invariant; the device's kobject is initialised.
         unsafe {
             bindings::kobject_uevent(
@@ -180,19 +191,22 @@ impl<T: Operations> Disk<T> {
         };
     }
 
-    /// Has the partition table read anew when the disk is opened next.
-    pub(crate) fn need_partition_scan(&self) {
+    /// Has partitions scanned when the disk is opened next (`GD_NEED_PART_SCAN`).
+    #[inline]
+    pub(crate) fn need_part_scan(&self) {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_disk_need_part_scan(self.as_raw()) };
     }
 
     /// Whether the disk is read-only.
+    #[inline]
     pub(crate) fn is_read_only(&self) -> bool {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_get_disk_ro(self.as_raw()) }
     }
 
     /// Makes the disk read-only, or writable. May sleep.
+    #[inline]
     pub(crate) fn set_read_only(&self, read_only: bool) {
         // SAFETY: By the type invariant.
         unsafe { bindings::set_disk_ro(self.as_raw(), read_only) };
@@ -207,11 +221,13 @@ unsafe impl<T: Operations> Sync for Disk<T> {}
 
 // SAFETY: The reference is one to the disk's device, whose release frees the disk.
 unsafe impl<T: Operations> AlwaysRefCounted for Disk<T> {
+    #[inline]
     fn inc_ref(&self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::get_device(extra::rnbd_helper_disk_to_dev(self.as_raw())) };
     }
 
+    #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
         // SAFETY: By the safety requirement the caller owns a reference.
         unsafe { bindings::put_disk(obj.as_ptr().cast()) };
@@ -219,26 +235,26 @@ unsafe impl<T: Operations> AlwaysRefCounted for Disk<T> {
 }
 
 /// A disk to be made.
-pub(crate) struct DiskBuilder {
+pub(crate) struct GenDiskBuilder {
     /// Major number, registered by the driver.
     pub(crate) major: u32,
     /// First minor number.
     pub(crate) first_minor: u32,
     /// How many minor numbers the disk and its partitions have.
     pub(crate) minors: u32,
-    /// How many hardware queues it starts with; the block layer makes no more than there are CPUs.
-    pub(crate) hw_queues: u32,
-    /// How many requests each hardware queue takes.
+    /// Number of hardware queues at first; the block layer caps it at the number of CPUs.
+    pub(crate) nr_hw_queues: u32,
+    /// Number of requests of each hardware queue.
     pub(crate) queue_depth: u32,
-    /// Whether it starts with the block layer's choice of an I/O scheduler, or without one. User
-    /// space can choose another at any time.
+    /// Whether it starts with the block layer's default I/O scheduler, or without one
+    /// (`BLK_MQ_F_NO_SCHED_BY_DEFAULT`). User space can choose another at any time.
     pub(crate) scheduled: bool,
     /// Limits of its requests.
     pub(crate) limits: QueueLimits,
 }
 
-impl DiskBuilder {
-    /// Makes the disk, empty, and adds it to the system. May sleep.
+impl GenDiskBuilder {
+    /// Allocates the disk, with capacity 0, and adds it (`device_add_disk`). May sleep.
     pub(crate) fn build<T: Operations>(
         self,
         owner: &'static ThisModule,
@@ -248,9 +264,9 @@ impl DiskBuilder {
     ) -> Result<GenDisk<T>> {
         let private = KBox::pin_init(
             try_pin_init!(Private::<T> {
-                tag_set <- TagSet::new(self.hw_queues, self.queue_depth, self.scheduled),
+                tag_set <- TagSet::new(self.nr_hw_queues, self.queue_depth, self.scheduled),
                 attachment: AttachmentCell::new(),
-                fops: Tables::<T>::fops(owner),
+                fops: OperationsVTable::<T>::fops(owner),
                 groups: RawGroups::new(attributes)?,
                 data <- data,
             }),
@@ -275,7 +291,7 @@ impl DiskBuilder {
         // SAFETY: The disk is not added yet: `put_disk` frees it, without `free_disk`.
         let free_disk = ScopeGuard::new(move || unsafe { bindings::put_disk(disk) });
 
-        // SAFETY: The disk is valid, and nobody else looks at it yet.
+        // SAFETY: The disk is valid, and is not shared yet.
         let raw = unsafe { &mut *disk };
         raw.major = self.major as i32;
         raw.first_minor = self.first_minor as i32;
@@ -301,12 +317,12 @@ impl DiskBuilder {
     }
 }
 
-/// A disk that is in the system. Dropping it takes it out; its memory stays while somebody still
-/// holds a reference.
+/// A disk that was added. Dropping this deletes it (`del_gendisk`); its memory stays while there
+/// are references.
 ///
 /// # Invariants
 ///
-/// The disk was added, and is taken out by this value alone.
+/// The disk was added, and is deleted by this value alone.
 pub(crate) struct GenDisk<T: Operations> {
     disk: ARef<Disk<T>>,
 }
@@ -314,12 +330,14 @@ pub(crate) struct GenDisk<T: Operations> {
 impl<T: Operations> core::ops::Deref for GenDisk<T> {
     type Target = Disk<T>;
 
+    #[inline]
     fn deref(&self) -> &Disk<T> {
         &self.disk
     }
 }
 
 impl<T: Operations> Drop for GenDisk<T> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::del_gendisk(self.disk.as_raw()) };
@@ -331,9 +349,9 @@ impl<T: Operations> Disk<T> {
     /// names no request, or one that is at the block layer.
     ///
     /// Any context. The tag need not be trusted.
-    pub(crate) fn request_by_tag(&self, unique_tag: u32) -> Option<ARef<Request<T>>> {
-        let _tags_stay = self.keep_from_freezing()?;
-        let _requests_stay = self.keep_requests();
+    pub(crate) fn tag_to_rq(&self, unique_tag: u32) -> Option<ARef<Request<T>>> {
+        let _tags_stay = self.try_enter_queue()?;
+        let _requests_stay = self.tags_srcu_read_lock();
         let hw_queue = (unique_tag >> bindings::BLK_MQ_UNIQUE_TAG_BITS) as usize;
         let tag = unique_tag & bindings::BLK_MQ_UNIQUE_TAG_MASK;
         let set = self.tag_set();
@@ -344,7 +362,7 @@ impl<T: Operations> Disk<T> {
         // SAFETY: As above; the index was checked. `blk_mq_tag_to_rq` checks the tag.
         let tags = unsafe { *(*set).tags.add(hw_queue) };
         if tags.is_null() {
-            // The block layer had no memory for this queue's tags, and does without it.
+            // The block layer had no memory for this queue's tags, and does not use it.
             return None;
         }
         // SAFETY: The tags were just seen to be there.
@@ -356,10 +374,10 @@ impl<T: Operations> Disk<T> {
         unsafe { Request::try_get(rq) }
     }
 
-    /// Keeps the memory of requests from being freed. That of an I/O scheduler's is freed when the
-    /// scheduler has changed, with the queue in use again; its tags' numbers may lead there until
-    /// then.
-    fn keep_requests(&self) -> impl Drop + '_ {
+    /// Keeps the memory of requests from being freed (`tags_srcu`). That of an I/O scheduler's
+    /// requests is freed after the scheduler was changed, when the queue is in use again. Until
+    /// then tags may lead there.
+    fn tags_srcu_read_lock(&self) -> impl Drop + '_ {
         let set = self.tag_set();
         // SAFETY: The set is initialised, and the disk keeps it.
         let index = unsafe { extra::rnbd_helper_blk_mq_tags_lock(set) };
@@ -369,15 +387,17 @@ impl<T: Operations> Disk<T> {
         })
     }
 
-    /// Keeps the queue from freezing, and so the set's tags from being freed. None, if the queue is
-    /// frozen: then no request is in flight.
-    pub(super) fn keep_from_freezing(&self) -> Option<impl Drop + '_> {
+    /// Takes a reference to `q_usage_counter`, as `blk_try_enter_queue()` does: keeps the queue
+    /// from freezing, and so the set's tags from being freed. None, if the queue is frozen: then no
+    /// request is in flight.
+    pub(super) fn try_enter_queue(&self) -> Option<impl Drop + '_> {
         let counter = |queue: *mut bindings::request_queue| {
             // SAFETY: The counter is part of the queue, which the disk keeps.
             unsafe { &raw mut (*queue).q_usage_counter }
         };
         let queue = self.queue();
-        // SAFETY: The counter is initialised. The set's tags are freed only while the queue is frozen.
+        // SAFETY: The counter is initialised. The set's tags are freed only while the queue is
+        // frozen.
         if !unsafe { extra::rnbd_helper_percpu_ref_tryget(counter(queue)) } {
             return None;
         }
@@ -387,10 +407,11 @@ impl<T: Operations> Disk<T> {
         }))
     }
 
-    /// Calls `visit` for each request that the driver has at the moment. May sleep if that does.
+    /// Calls `visit` for each request that the driver has at the moment
+    /// (`blk_mq_tagset_busy_iter`). May sleep if `visit` does.
     ///
     /// Requests that come or go meanwhile may be visited or not.
-    pub(crate) fn for_each_request<F: FnMut(&Request<T>)>(&self, mut visit: F) {
+    pub(crate) fn tagset_busy_iter<F: FnMut(&Request<T>)>(&self, mut visit: F) {
         /// # Safety
         ///
         /// Only for `blk_mq_tagset_busy_iter`, with the closure that it was given.
@@ -405,7 +426,7 @@ impl<T: Operations> Disk<T> {
             }
             true
         }
-        let Some(_tags_stay) = self.keep_from_freezing() else {
+        let Some(_tags_stay) = self.try_enter_queue() else {
             return;
         };
         // SAFETY: The set is initialised; `trampoline` fits the closure that goes with it.

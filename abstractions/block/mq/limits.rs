@@ -12,11 +12,13 @@ use kernel::{bindings, error::to_result, prelude::*};
 pub(crate) struct QueueLimits(bindings::queue_limits);
 
 /// The largest logical block size that this kernel allows, in bytes.
+#[inline]
 pub(crate) const fn max_block_size() -> u64 {
     extra::BLK_LARGEST_BLOCK
 }
 
 impl Default for QueueLimits {
+    #[inline]
     fn default() -> Self {
         Self::new()
     }
@@ -24,14 +26,17 @@ impl Default for QueueLimits {
 
 impl QueueLimits {
     /// The block layer's own defaults.
+    #[inline]
     pub(crate) fn new() -> Self {
         Self(pin_init::zeroed())
     }
 
+    #[inline]
     pub(super) fn into_raw(self) -> bindings::queue_limits {
         self.0
     }
 
+    #[inline]
     fn feature(&mut self, bits: u32, on: bool) {
         if on {
             self.0.features |= bits;
@@ -41,18 +46,21 @@ impl QueueLimits {
     }
 
     /// Largest request, in sectors of 512 bytes.
+    #[inline]
     pub(crate) fn max_hw_sectors(&mut self, sectors: u32) -> &mut Self {
         self.0.max_hw_sectors = sectors;
         self
     }
 
     /// Size of request that the device likes best, in bytes.
+    #[inline]
     pub(crate) fn io_opt(&mut self, bytes: u32) -> &mut Self {
         self.0.io_opt = bytes;
         self
     }
 
-    /// How many pieces of memory a request may have, of any size.
+    /// Number of segments that a request may have, of any size.
+    #[inline]
     pub(crate) fn max_segments(&mut self, segments: u16) -> &mut Self {
         self.0.max_segments = segments;
         self.0.max_segment_size = u32::MAX;
@@ -60,6 +68,7 @@ impl QueueLimits {
     }
 
     /// Logical and physical block size, in bytes; a power of two up to [`max_block_size`].
+    #[inline]
     pub(crate) fn block_size(&mut self, bytes: u32) -> &mut Self {
         self.0.logical_block_size = bytes;
         self.0.physical_block_size = bytes;
@@ -67,30 +76,35 @@ impl QueueLimits {
     }
 
     /// Whether the device has a cache that must be flushed.
+    #[inline]
     pub(crate) fn write_cache(&mut self, on: bool) -> &mut Self {
         self.feature(extra::BLK_FEAT_WRITE_CACHE, on);
         self
     }
 
     /// Whether the device can force a single write through its cache.
+    #[inline]
     pub(crate) fn fua(&mut self, on: bool) -> &mut Self {
         self.feature(extra::BLK_FEAT_FUA, on);
         self
     }
 
-    /// Whether the device turns.
+    /// Whether the device is rotational.
+    #[inline]
     pub(crate) fn rotational(&mut self, on: bool) -> &mut Self {
         self.feature(extra::BLK_FEAT_ROTATIONAL, on);
         self
     }
 
     /// Largest discard, in sectors of 512 bytes; 0 for none.
+    #[inline]
     pub(crate) fn max_hw_discard_sectors(&mut self, sectors: u32) -> &mut Self {
         self.0.max_hw_discard_sectors = sectors;
         self
     }
 
     /// Largest write of zeroes, in sectors of 512 bytes; 0 for none.
+    #[inline]
     pub(crate) fn max_write_zeroes_sectors(&mut self, sectors: u32) -> &mut Self {
         self.0.max_write_zeroes_sectors = sectors;
         self
@@ -116,7 +130,7 @@ impl<T: Operations> Disk<T> {
         change(&mut limits);
         let frozen = match self.capacity() {
             0 if !had_cache => None,
-            _ => match self.try_freeze(PATIENCE_MS) {
+            _ => match self.freeze_wait_timeout(PATIENCE_MS) {
                 Ok(frozen) => Some(frozen),
                 Err(error) => {
                     // SAFETY: The update was started above.
@@ -131,16 +145,18 @@ impl<T: Operations> Disk<T> {
         to_result(result)
     }
 
-    /// Lets the block layer make no more discards, without waiting for anything. Any context.
+    /// Makes the block layer send no more discards. Does not wait. Any context.
     ///
     /// Those that are under way still come, and so do others if [`Disk::update_limits`] runs
     /// meanwhile, or allows them later.
+    #[inline]
     pub(crate) fn disable_discard(&self) {
         // SAFETY: The disk has its queue. The function stores a number that is read without a lock.
         unsafe { extra::rnbd_helper_blk_queue_disable_discard(self.queue()) };
     }
 
-    /// The same for writes of zeroes: the block layer writes pages of them instead. Any context.
+    /// The same for write zeroes: the block layer writes zeroed pages instead. Any context.
+    #[inline]
     pub(crate) fn disable_write_zeroes(&self) {
         // SAFETY: As in `disable_discard`.
         unsafe { extra::rnbd_helper_blk_queue_disable_write_zeroes(self.queue()) };

@@ -7,11 +7,11 @@
 //!
 //! * [`Operations`] with blocking queues, time-outs, open, release and ioctl;
 //! * [`Request`]s that carry the driver's own data, can be found by their tag, and end when the
-//!   last reference is dropped after somebody has said how ([`Request::finish`]);
+//!   last reference is dropped after [`Request::finish`];
 //! * an *attachment* a disk: what the driver needs to serve requests, reachable from the request
 //!   path without a lock or a reference count, and taken away only while the queue is frozen
 //!   (`Frozen`);
-//! * claiming a disk to put another medium behind it;
+//! * claiming a disk to change the medium behind it;
 //! * queue limits, capacity, read-only state and sysfs attributes of a [`Disk`].
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
@@ -27,9 +27,9 @@ mod request;
 mod request_data;
 
 pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttribute};
-pub(crate) use claim::{Claim, Opened};
-pub(crate) use completion::drop_together;
-pub(crate) use gen_disk::{Disk, DiskBuilder, GenDisk};
+pub(crate) use claim::{Claim, IoctlMode};
+pub(crate) use completion::end_batch;
+pub(crate) use gen_disk::{Disk, GenDisk, GenDiskBuilder};
 pub(crate) use limits::{max_block_size, QueueLimits};
 pub(crate) use operations::{OpenMode, Operations, Timeout};
 pub(crate) use request::{Op, Outcome, Request, Status};

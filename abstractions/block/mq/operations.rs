@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a driver implements, and the tables of C functions made from it.
+//! The trait that a driver implements, and the C function tables made from it.
 //!
 //! C headers: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h),
 //! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{
-    claim::Opened,
+    claim::IoctlMode,
     gen_disk::{Disk, Private},
     request::{Pdu, Request},
 };
@@ -19,19 +19,19 @@ use kernel::{
     prelude::*,
 };
 
-/// What is done about a request that took too long.
+/// What to do about a request that took too long (`enum blk_eh_timer_return`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timeout {
     /// Wait once more for as long (`BLK_EH_RESET_TIMER`).
-    Again,
+    ResetTimer,
 }
 
 /// How the disk or a partition is opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OpenMode {
-    /// To be written to.
+    /// For writing (`BLK_OPEN_WRITE`).
     pub(crate) writable: bool,
-    /// For the opener alone: `O_EXCL`, a mount, or the like.
+    /// Exclusively (`BLK_OPEN_EXCL`): `O_EXCL`, a mount, or the like.
     pub(crate) exclusive: bool,
 }
 
@@ -41,17 +41,17 @@ pub(crate) trait Operations: Sized + 'static {
     /// The driver's data of one disk.
     type DiskData: Send + Sync;
 
-    /// What requests need to be served; the disk has it or not. See [`Disk::attach`].
+    /// What requests are served with, if the disk is attached. See [`Disk::attach`].
     type Attachment: Send + Sync;
 
-    /// The driver's data of one request. Made once for each tag, and kept as it is when the tag
+    /// The driver's data of one request. Initialised once for each tag, and not reset when the tag
     /// is used again.
     type RequestData: Default + Send + Sync;
 
-    /// Serves a request that came over the hardware queue numbered `queue`.
+    /// Serves a request of the hardware queue numbered `queue`.
     ///
-    /// The driver must see to it that [`Request::finish`] is called, now or later. `last` tells
-    /// that no other request follows at once. `attachment` is what [`Disk::attach`] put there, and
+    /// The driver must call [`Request::finish`], now or later. `last` tells that no other request
+    /// follows at once (`bd->last`). `attachment` is what [`Disk::attach`] put there, and
     /// stays valid for the call.
     fn queue_rq(
         disk: &Disk<Self>,
@@ -61,40 +61,40 @@ pub(crate) trait Operations: Sized + 'static {
         last: bool,
     );
 
-    /// No other request follows at once those that came over the hardware queue numbered `queue`,
-    /// though none of them was said to be the last.
+    /// The last of several requests of the hardware queue numbered `queue` was not marked as
+    /// `last`, but no other follows at once.
     fn commit_rqs(_disk: &Disk<Self>, _attachment: Option<&Self::Attachment>, _queue: u32) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// A request was not finished within the disk's time-out.
+    /// A request was not finished within the queue's time-out.
     fn timeout(
         disk: &Disk<Self>,
         attachment: Option<&Self::Attachment>,
         request: &Request<Self>,
     ) -> Timeout;
 
-    /// Somebody opens the disk or a partition. The disk's open lock is held.
+    /// The disk or a partition is opened. The disk's open lock is held.
     fn open(_disk: &Disk<Self>, _mode: OpenMode) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Somebody closes the disk or a partition; `last` tells that nobody else has it open. The
-    /// disk's open lock is held.
+    /// The disk or a partition is closed; `last` tells that there are no other openers. The disk's
+    /// open lock is held.
     fn release(_disk: &Disk<Self>, _last: bool) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// An ioctl that the block layer does not know, from a 64-bit or a 32-bit task.
-    fn ioctl(_disk: &Disk<Self>, _opened: Opened, _cmd: u32, _arg: usize) -> Result<i32> {
+    fn ioctl(_disk: &Disk<Self>, _mode: IoctlMode, _cmd: u32, _arg: usize) -> Result<i32> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 }
 
 /// The C functions that call a driver's [`Operations`].
-pub(super) struct Tables<T: Operations>(PhantomData<T>);
+pub(super) struct OperationsVTable<T: Operations>(PhantomData<T>);
 
-impl<T: Operations> Tables<T> {
+impl<T: Operations> OperationsVTable<T> {
     /// `blk_mq_ops` for `T`.
     pub(super) const MQ_OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq),
@@ -140,7 +140,8 @@ impl<T: Operations> Tables<T> {
     ///
     /// # Safety
     ///
-    /// `queue` belongs to a disk made by [`super::DiskBuilder`] for `T`, valid for `'a`.
+    /// `queue` belongs to a disk made by [`super::GenDiskBuilder`] for `T`, valid for `'a`.
+    #[inline]
     pub(super) unsafe fn private<'a>(queue: *mut bindings::request_queue) -> &'a Private<T> {
         // SAFETY: By the safety requirement `queuedata` is what the builder put there.
         unsafe { &*(*queue).queuedata.cast::<Private<T>>() }
@@ -158,7 +159,7 @@ impl<T: Operations> Tables<T> {
         // SAFETY: As above; a queue that dispatches has its disk.
         let (private, disk) = unsafe { (Self::private(queue), Disk::from_raw((*queue).disk)) };
         // SAFETY: blk-mq hands the request over; it is never given back with an error status.
-        let (request, last) = unsafe { (Request::<T>::take_over((*bd).rq), (*bd).last) };
+        let (request, last) = unsafe { (Request::<T>::start((*bd).rq), (*bd).last) };
         // SAFETY: `request` lives to the end of this function, and keeps the queue from freezing.
         let attachment = unsafe { private.attachment.get() };
         T::queue_rq(disk, attachment, &request, number, last);
@@ -202,7 +203,7 @@ impl<T: Operations> Tables<T> {
         // SAFETY: As above; a queue that dispatches has its disk.
         let (private, disk) = unsafe { (Self::private(queue), Disk::from_raw((*queue).disk)) };
         // If the queue is frozen all requests have ended: there is nothing to commit.
-        if let Some(_not_frozen) = disk.keep_from_freezing() {
+        if let Some(_not_frozen) = disk.try_enter_queue() {
             // SAFETY: The queue does not freeze before the end of this function.
             T::commit_rqs(disk, unsafe { private.attachment.get() }, number);
         }
@@ -223,14 +224,14 @@ impl<T: Operations> Tables<T> {
         // SAFETY: `request` lives to the end of this function, and keeps the queue from freezing.
         let attachment = unsafe { private.attachment.get() };
         match T::timeout(disk, attachment, &request) {
-            Timeout::Again => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
+            Timeout::ResetTimer => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
         }
     }
 
     /// # Safety
     ///
-    /// For blk-mq to call, through [`Self::MQ_OPS`], or for whoever has dropped the last reference to
-    /// a request that was finished with an `Outcome::End`.
+    /// For blk-mq to call, through [`Self::MQ_OPS`], or for the caller that has dropped the last
+    /// reference to a request that was finished with an `Outcome::End`.
     pub(super) unsafe extern "C" fn complete(rq: *mut bindings::request) {
         // SAFETY: Requests are completed by dropping their last reference alone, after they were
         // finished; from here on the block layer has them.
@@ -303,11 +304,11 @@ impl<T: Operations> Tables<T> {
             let disk = (*bdev).bd_disk;
             (Disk::from_raw(disk), (*disk).part0)
         };
-        let opened = Opened {
-            // Whoever has a partition for himself leaves the others to others.
-            exclusively: mode & extra::BLK_OPEN_EXCL != 0 && bdev == whole,
+        let mode = IoctlMode {
+            // An exclusive opener of a partition leaves the others to others.
+            excl: mode & extra::BLK_OPEN_EXCL != 0 && bdev == whole,
         };
-        from_result(|| T::ioctl(disk, opened, cmd, arg))
+        from_result(|| T::ioctl(disk, mode, cmd, arg))
     }
 
     /// # Safety

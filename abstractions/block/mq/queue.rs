@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The queue of a disk as a whole: what it is attached to, freezing it, its hardware queues.
+//! The request queue of a disk: its attachment, freezing, quiescing, hardware queues.
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::{Disk, Operations};
-use crate::abstractions::memalloc::NoIo;
+use crate::abstractions::memalloc::MemallocNoio;
 use kernel::{
     bindings,
     prelude::*,
@@ -23,6 +23,7 @@ pub(super) struct AttachmentCell<A> {
 }
 
 impl<A> AttachmentCell<A> {
+    #[inline]
     pub(super) const fn new() -> Self {
         Self {
             ptr: Atomic::new(core::ptr::null_mut()),
@@ -34,6 +35,7 @@ impl<A> AttachmentCell<A> {
     /// # Safety
     ///
     /// For `'a`, the caller must keep the queue from freezing: with a request that is not ended.
+    #[inline]
     pub(super) unsafe fn get<'a>(&self) -> Option<&'a A> {
         // SAFETY: By the type invariant; while the queue cannot freeze it is not taken back.
         unsafe { self.ptr.load(Acquire).as_ref() }
@@ -41,10 +43,11 @@ impl<A> AttachmentCell<A> {
 }
 
 impl<A> Drop for AttachmentCell<A> {
+    #[inline]
     fn drop(&mut self) {
         let ptr = *self.ptr.get_mut();
         if !ptr.is_null() {
-            // SAFETY: By the type invariant; nobody uses the cell any more.
+            // SAFETY: By the type invariant; the cell is not used any more.
             drop(unsafe { KBox::from_raw(ptr) });
         }
     }
@@ -52,7 +55,7 @@ impl<A> Drop for AttachmentCell<A> {
 
 /// A frozen queue: no request is in the driver's hands, and none comes, until this is dropped.
 ///
-/// Waits for reclaim are not allowed meanwhile: allocations are `GFP_NOIO` by themselves.
+/// Reclaim must not be waited for meanwhile: allocations are implicitly `GFP_NOIO`.
 ///
 /// # Invariants
 ///
@@ -60,7 +63,7 @@ impl<A> Drop for AttachmentCell<A> {
 pub(crate) struct Frozen<'a, T: Operations> {
     disk: &'a Disk<T>,
     /// Left when the queue is not frozen any more.
-    _no_io: NoIo,
+    _noio: MemallocNoio,
 }
 
 impl<T: Operations> Frozen<'_, T> {
@@ -75,6 +78,7 @@ impl<T: Operations> Frozen<'_, T> {
 }
 
 impl<T: Operations> Drop for Frozen<'_, T> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::blk_mq_unfreeze_queue_nomemrestore(self.disk.queue()) };
@@ -82,10 +86,10 @@ impl<T: Operations> Drop for Frozen<'_, T> {
 }
 
 impl<T: Operations> Disk<T> {
-    /// Gives the disk something to serve requests with. Any context.
+    /// Publishes what the disk's requests are served with. Any context.
     ///
-    /// Requests that come from here on see it. If the disk has something already, `attachment`
-    /// comes back.
+    /// Requests that come from here on see it. If the disk has an attachment already, `attachment`
+    /// is returned.
     pub(crate) fn attach(
         &self,
         attachment: KBox<T::Attachment>,
@@ -105,29 +109,29 @@ impl<T: Operations> Disk<T> {
 
     /// Freezes the queue: waits until no request is in flight, and keeps new ones out. Sleeps.
     ///
-    /// The wait is as long as the slowest request: see first that all will end.
+    /// The wait takes as long as the slowest request: the caller must make sure that all end.
     pub(crate) fn freeze(&self) -> Frozen<'_, T> {
-        let no_io = NoIo::enter();
+        let noio = MemallocNoio::save();
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_mq_freeze_queue_nomemsave(self.queue()) };
         // INVARIANT: The queue was frozen above.
         Frozen {
             disk: self,
-            _no_io: no_io,
+            _noio: noio,
         }
     }
 
     /// Freezes the queue, if the requests in flight end within `patience_ms` milliseconds; `EBUSY`
     /// otherwise. Sleeps.
-    pub(crate) fn try_freeze(&self, patience_ms: u32) -> Result<Frozen<'_, T>> {
-        let no_io = NoIo::enter();
+    pub(crate) fn freeze_wait_timeout(&self, patience_ms: u32) -> Result<Frozen<'_, T>> {
+        let noio = MemallocNoio::save();
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_freeze_queue_start(self.queue()) };
         // INVARIANT: No new request comes since the call above, and the queue counts as frozen
         // until the value is dropped; it is not handed out before no request is left.
         let frozen = Frozen {
             disk: self,
-            _no_io: no_io,
+            _noio: noio,
         };
         let patience = msecs_to_jiffies(patience_ms);
         // SAFETY: The disk has its queue, which was begun to be frozen.
@@ -137,15 +141,17 @@ impl<T: Operations> Disk<T> {
         }
     }
 
-    /// Has the requests that wait after [`Outcome::Park`](super::Outcome::Park) handed out again.
-    /// Any context.
-    pub(crate) fn kick_requeued(&self) {
+    /// Dispatches the requests that wait after
+    /// [`Outcome::RequeueDelayed`](super::Outcome::RequeueDelayed). Any context.
+    #[inline]
+    pub(crate) fn kick_requeue_list(&self) {
         // SAFETY: The disk has its queue.
         unsafe { bindings::blk_mq_kick_requeue_list(self.queue()) };
     }
 
-    /// Waits until no [`Operations::queue_rq`] runs that has begun before. Sleeps.
-    pub(crate) fn wait_for_dispatch(&self) {
+    /// Quiesces the queue and unquiesces it again: waits for each [`Operations::queue_rq`] that has
+    /// begun before. Sleeps.
+    pub(crate) fn quiesce_once(&self) {
         // SAFETY: The disk has its queue; quiescing waits, and the second call undoes it.
         unsafe {
             bindings::blk_mq_quiesce_queue(self.queue());
@@ -153,10 +159,10 @@ impl<T: Operations> Disk<T> {
         }
     }
 
-    /// Changes how many hardware queues there are; the block layer makes no more than there are
-    /// CPUs. Freezes the queue for a moment; sleeps. No lock that open, release or ioctl take may
-    /// be held.
-    pub(crate) fn update_hw_queues(&self, count: u32) {
+    /// Changes the number of hardware queues; the block layer caps it at the number of CPUs.
+    /// Freezes the queue for a moment; sleeps. No lock that open, release or ioctl take may be
+    /// held.
+    pub(crate) fn update_nr_hw_queues(&self, count: u32) {
         let set = self.tag_set();
         // SAFETY: The set is initialised. That it is read without its lock makes the check a
         // guess; the function itself checks again.
@@ -166,8 +172,8 @@ impl<T: Operations> Disk<T> {
         }
     }
 
-    /// Sets how long a request may take before [`Operations::timeout`] is called, in seconds.
-    pub(crate) fn set_request_timeout(&self, seconds: u32) {
+    /// Sets the time, in seconds, after which [`Operations::timeout`] is called for a request.
+    pub(crate) fn set_rq_timeout(&self, seconds: u32) {
         // `bindings::HZ` is what user space takes for it.
         let jiffies = msecs_to_jiffies(seconds.saturating_mul(1000));
         let jiffies = u32::try_from(jiffies).unwrap_or(u32::MAX);

@@ -59,7 +59,7 @@ pub(crate) enum Status {
     NotSupported,
     /// No space: `ENOSPC`.
     NoSpace,
-    /// The device refuses it, by whatever path it is asked: `EREMOTEIO`.
+    /// The device refuses it, on any path: `EREMOTEIO`.
     Target,
     /// The device has no memory for it at the moment: `ENOMEM`.
     Resource,
@@ -87,23 +87,23 @@ impl Status {
 pub(crate) enum Outcome {
     /// It ends with this status.
     End(Status),
-    /// It is queued again, for [`Operations::queue_rq`] to get it once more.
+    /// It is requeued: [`Operations::queue_rq`] gets it again (`blk_mq_requeue_request`).
     Requeue,
-    /// It is queued again, for [`Operations::queue_rq`] to get it once more after
-    /// [`super::Disk::kick_requeued`], or else in a while.
-    Park,
+    /// It is put on the requeue list: [`Operations::queue_rq`] gets it again after
+    /// [`super::Disk::kick_requeue_list`], or else in a while.
+    RequeueDelayed,
 }
 
-/// The request was finished already; whoever did it decides the outcome.
+/// The request was finished already; the first caller decides the outcome.
 #[derive(Debug)]
 pub(crate) struct AlreadyFinished;
 
-/// A request of the block layer, in the hands of the driver.
+/// A request that the driver owns.
 ///
 /// Between [`Operations::queue_rq`] and [`Request::finish`] the request belongs to the driver, and
 /// one reference stands for that. Every [`ARef`] is another. When [`Request::finish`] has dropped
-/// the first and the last [`ARef`] is gone, the request goes back to the block layer: nobody can
-/// then still look at its data, and nobody can end it twice.
+/// the first and the last [`ARef`] is gone, the request goes back to the block layer: then its
+/// data cannot be looked at any more, and it cannot be ended twice.
 ///
 /// # Invariants
 ///
@@ -130,13 +130,14 @@ const OUTCOME_SHIFT: u32 = 24;
 const UNDECIDED: u32 = 0;
 /// [`Outcome::Requeue`]; any value but these is a status plus one.
 const REQUEUE: u32 = 0xff;
-/// [`Outcome::Park`].
-const PARK: u32 = 0xfe;
+/// [`Outcome::RequeueDelayed`].
+const REQUEUE_DELAYED: u32 = 0xfe;
 
-/// How long a parked request waits at most, in milliseconds.
-const PARK_MS: usize = 100;
+/// How long such a request waits at most, in milliseconds.
+const REQUEUE_DELAY_MS: usize = 100;
 
 /// Nanoseconds of the monotonic clock.
+#[inline]
 fn now() -> u64 {
     // SAFETY: May be called in any context.
     (unsafe { bindings::ktime_get() }) as u64
@@ -149,8 +150,8 @@ impl<T: Operations> Pdu<T> {
     ///
     /// `rq` must be a valid request with `size_of::<Pdu<T>>()` bytes of private data, not yet used.
     pub(super) unsafe fn init(rq: *mut bindings::request) {
-        // SAFETY: By the safety requirement there is room for a `Pdu<T>` behind `rq`, and nobody
-        // else looks at it yet. `blk_mq_alloc_tag_set` aligns it to a cache line.
+        // SAFETY: By the safety requirement there is room for a `Pdu<T>` behind `rq`, which
+        // is not shared yet. `blk_mq_alloc_tag_set` aligns it to a cache line.
         unsafe {
             bindings::blk_mq_rq_to_pdu(rq).cast::<Self>().write(Self {
                 state: Atomic::new(0),
@@ -164,12 +165,12 @@ impl<T: Operations> Pdu<T> {
     ///
     /// # Safety
     ///
-    /// The data was initialised with [`Pdu::init`], and nobody has a reference to the request.
+    /// The data was initialised with [`Pdu::init`], and there is no reference to the request.
     pub(super) unsafe fn exit(rq: *mut bindings::request) {
         // SAFETY: The request is valid.
         let pdu = unsafe { bindings::blk_mq_rq_to_pdu(rq) }.cast::<Self>();
-        // SAFETY: By the safety requirement. [`Request::try_get`] may still look at the count, which
-        // is zero and is left as it is.
+        // SAFETY: By the safety requirement. [`Request::try_get`] may still look at the count,
+        // which is zero and is left as it is.
         unsafe { (&raw mut (*pdu).data).drop_in_place() };
     }
 }
@@ -180,16 +181,19 @@ impl<T: Operations> Request<T> {
     /// # Safety
     ///
     /// `rq` must be a request of a tag set made for `T`, valid for `'a`.
+    #[inline]
     unsafe fn pdu_of<'a>(rq: *mut bindings::request) -> &'a Pdu<T> {
         // SAFETY: By the safety requirement; `init_request` has initialised it.
         unsafe { &*bindings::blk_mq_rq_to_pdu(rq).cast::<Pdu<T>>() }
     }
 
     /// The C side's request, for a tracepoint.
+    #[inline]
     pub(crate) fn as_raw(&self) -> *mut bindings::request {
         self.0.get()
     }
 
+    #[inline]
     fn pdu(&self) -> &Pdu<T> {
         // SAFETY: By the type invariant.
         unsafe { Self::pdu_of(self.0.get()) }
@@ -201,14 +205,14 @@ impl<T: Operations> Request<T> {
     ///
     /// `rq` is a request of a tag set made for `T`, which the block layer has just handed to
     /// `queue_rq`, and which the caller does not give back.
-    pub(super) unsafe fn take_over(rq: *mut bindings::request) -> ARef<Self> {
+    pub(super) unsafe fn start(rq: *mut bindings::request) -> ARef<Self> {
         // SAFETY: By the safety requirement the request is the driver's.
         unsafe { bindings::blk_mq_start_request(rq) };
         // SAFETY: By the safety requirement.
         let pdu = unsafe { Self::pdu_of(rq) };
         pdu.restarted.store(0, Relaxed);
-        // One reference for being the driver's, one for the `ARef`. Nobody else changes the count
-        // while it is zero. Release: who gains a reference sees the request started.
+        // One reference for being the driver's, one for the `ARef`. The count is changed
+        // here alone while it is zero. Release: a new reference sees the request started.
         pdu.state.store(2 * ONE_REF, Release);
         // SAFETY: `rq` came from the block layer, so it is not null; one of the references that
         // were stored above goes to the `ARef`.
@@ -241,7 +245,7 @@ impl<T: Operations> Request<T> {
     pub(crate) fn finish(&self, outcome: Outcome) -> Result<(), AlreadyFinished> {
         let outcome = match outcome {
             Outcome::Requeue => REQUEUE,
-            Outcome::Park => PARK,
+            Outcome::RequeueDelayed => REQUEUE_DELAYED,
             Outcome::End(status) => u32::from(status.to_raw()).wrapping_add(1),
         };
         let state = &self.pdu().state;
@@ -264,6 +268,7 @@ impl<T: Operations> Request<T> {
     /// # Safety
     ///
     /// `rq` was finished, with an [`Outcome::End`], and the block layer has not got it back yet.
+    #[inline]
     pub(super) unsafe fn finished_status(rq: *mut bindings::request) -> u8 {
         // SAFETY: By the safety requirement.
         let state = unsafe { Self::pdu_of(rq) }.state.load(Relaxed);
@@ -271,6 +276,7 @@ impl<T: Operations> Request<T> {
     }
 
     /// The driver's own data in this request.
+    #[inline]
     pub(crate) fn data(&self) -> &T::RequestData {
         &self.pdu().data
     }
@@ -287,42 +293,48 @@ impl<T: Operations> Request<T> {
         }
     }
 
+    #[inline]
     fn cmd_flags(&self) -> u32 {
         // SAFETY: By the type invariant; the field does not change while the request is started.
         unsafe { (*self.0.get()).cmd_flags }
     }
 
     /// Whether the data must be on stable storage before the request ends.
+    #[inline]
     pub(crate) fn is_fua(&self) -> bool {
         self.cmd_flags() & extra::REQ_FUA != 0
     }
 
     /// Whether zeroes must be written without making a hole.
-    pub(crate) fn is_no_unmap(&self) -> bool {
+    #[inline]
+    pub(crate) fn is_nounmap(&self) -> bool {
         self.cmd_flags() & extra::REQ_NOUNMAP != 0
     }
 
     /// First sector, in units of 512 bytes.
+    #[inline]
     pub(crate) fn sector(&self) -> u64 {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_blk_rq_pos(self.0.get()) }
     }
 
     /// Length in bytes.
+    #[inline]
     pub(crate) fn bytes(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_blk_rq_bytes(self.0.get()) }
     }
 
-    /// Whether fault injection (`fail_io_timeout`) wants the end of this request not to be seen, so
-    /// that it times out.
-    pub(crate) fn loses_end(&self) -> bool {
+    /// Whether fault injection (`fail_io_timeout`) wants the completion of this request to be lost,
+    /// so that it times out.
+    #[inline]
+    pub(crate) fn should_fake_timeout(&self) -> bool {
         // SAFETY: By the type invariant; a request that is started has its queue.
         unsafe { extra::rnbd_helper_blk_should_fake_timeout((*self.0.get()).q) }
     }
 
-    /// How long ago the block layer made the request, in milliseconds; none, if it does not keep
-    /// time for this disk.
+    /// Time since the block layer allocated the request (`start_time_ns`), in milliseconds; none,
+    /// if it does not account time for this disk.
     pub(crate) fn age_ms(&self) -> Option<u64> {
         // SAFETY: By the type invariant; the field is set before the driver gets the request.
         let start = unsafe { (*self.0.get()).start_time_ns };
@@ -334,6 +346,7 @@ impl<T: Operations> Request<T> {
 
     /// The request has waited for something that was not the device's fault: what it takes counts
     /// from now on. See [`Request::restarted_ms`].
+    #[inline]
     pub(crate) fn restart_clock(&self) {
         self.pdu().restarted.store(now(), Relaxed);
     }
@@ -347,13 +360,13 @@ impl<T: Operations> Request<T> {
         }
     }
 
-    /// Drops a reference. With the last one the request goes back to the block layer, by `end` if it
-    /// was finished with an [`Outcome::End`].
+    /// Drops a reference. With the last one the request goes back to the block layer, by `end` if
+    /// it was finished with an [`Outcome::End`].
     ///
     /// # Safety
     ///
     /// The caller owns a reference, which it does not use again. `end` may rely on it that the
-    /// request is started, that nobody refers to it, and that it was not ended.
+    /// request is started, that there are no references to it, and that it was not ended.
     pub(super) unsafe fn put(obj: NonNull<Self>, end: impl FnOnce(*mut bindings::request)) {
         let rq = obj.as_ptr().cast::<bindings::request>();
         // SAFETY: By the safety requirement the caller owns a reference.
@@ -368,24 +381,25 @@ impl<T: Operations> Request<T> {
         match old >> OUTCOME_SHIFT {
             REQUEUE => {
                 state.store(0, Release);
-                // SAFETY: The request is started, nobody refers to it, and it was not ended.
+                // SAFETY: The request is started, has no references, and was not ended.
                 unsafe { bindings::blk_mq_requeue_request(rq, true) };
             }
-            PARK => {
+            REQUEUE_DELAYED => {
                 state.store(0, Release);
                 // SAFETY: As above. The queue outlives its requests, and the disk's own
                 // references to it.
                 unsafe {
                     let queue = (*rq).q;
                     bindings::blk_mq_requeue_request(rq, false);
-                    bindings::blk_mq_delay_kick_requeue_list(queue, PARK_MS);
+                    bindings::blk_mq_delay_kick_requeue_list(queue, REQUEUE_DELAY_MS);
                 }
             }
             _ => end(rq),
         }
     }
 
-    /// Hardware queue and tag in one number, which [`super::Disk::request_by_tag`] takes.
+    /// Hardware queue and tag in one number, which [`super::Disk::tag_to_rq`] takes.
+    #[inline]
     pub(crate) fn unique_tag(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { bindings::blk_mq_unique_tag(self.0.get()) }
@@ -400,10 +414,12 @@ unsafe impl<T: Operations> Sync for Request<T> {}
 
 // SAFETY: While the count is not zero the request is the driver's: it is neither ended nor reused.
 unsafe impl<T: Operations> AlwaysRefCounted for Request<T> {
+    #[inline]
     fn inc_ref(&self) {
         self.pdu().state.add(ONE_REF, Relaxed);
     }
 
+    #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
         // SAFETY: By the safety requirement. `complete` reads the outcome from the private data.
         unsafe { Self::put(obj, |rq| bindings::blk_mq_complete_request(rq)) };

@@ -7,7 +7,7 @@
 
 use super::{Operations, Request};
 use crate::abstractions::{
-    bvec::{BvecList, NoRoom, Segments},
+    bvec::{BioBvecs, BvecList, NoRoom},
     iov::{BvecIter, Dest, Direction, Source},
     net::staging::Staging,
 };
@@ -16,12 +16,14 @@ use kernel::bindings;
 
 impl<T: Operations> Request<T> {
     /// The request's data to be sent, a piece for each of its bios, from `skip` bytes on.
-    pub(crate) fn source(&self, skip: usize) -> Pieces<'_, Source> {
+    #[inline]
+    pub(crate) fn source(&self, skip: usize) -> BioData<'_, Source> {
         self.pieces(skip)
     }
 
     /// The request's data to be received, a piece for each of its bios, from `skip` bytes on.
-    pub(crate) fn dest(&self, skip: usize) -> Pieces<'_, Dest> {
+    #[inline]
+    pub(crate) fn dest(&self, skip: usize) -> BioData<'_, Dest> {
         self.pieces(skip)
     }
 
@@ -35,9 +37,9 @@ impl<T: Operations> Request<T> {
     }
 
     /// How many elements [`Request::push_source`] adds at most to a list.
-    pub(crate) fn segments(&self) -> usize {
+    pub(crate) fn nr_bvecs(&self) -> usize {
         // SAFETY: By the type invariant the bios stay as they are meanwhile.
-        let count = |bio| unsafe { Segments::of(bio) }.count();
+        let count = |bio| unsafe { BioBvecs::of(bio) }.count();
         self.bios().map(count).sum()
     }
 
@@ -56,7 +58,7 @@ impl<T: Operations> Request<T> {
     pub(crate) fn stage(&self, staging: &mut Staging, mut skip: usize) -> usize {
         let mut done = 0_usize;
         // SAFETY: By the type invariant the bios stay as they are meanwhile.
-        let rest = |bio| unsafe { Segments::of(bio) }.without(&mut skip);
+        let rest = |bio| unsafe { BioBvecs::of(bio) }.skip_bytes(&mut skip);
         for mut segment in self.bios().flat_map(rest) {
             while segment.bv_len != 0 {
                 // SAFETY: By the type invariant its pages stay while the request is the driver's.
@@ -93,8 +95,9 @@ impl<T: Operations> Request<T> {
             .map(|_| ())
     }
 
-    fn pieces<D>(&self, skip: usize) -> Pieces<'_, D> {
-        Pieces {
+    #[inline]
+    fn pieces<D>(&self, skip: usize) -> BioData<'_, D> {
+        BioData {
             // SAFETY: By the type invariant; the list of bios does not change while the request
             // is the driver's.
             bio: unsafe { (*self.as_raw()).bio },
@@ -109,20 +112,21 @@ impl<T: Operations> Request<T> {
 /// # Invariants
 ///
 /// `bio` is null or a bio of a request that is the driver's for `'a`.
-pub(crate) struct Pieces<'a, D> {
+pub(crate) struct BioData<'a, D> {
     bio: *mut bindings::bio,
     skip: usize,
     _request: PhantomData<(&'a (), D)>,
 }
 
-impl<'a, D> Pieces<'a, D> {
+impl<'a, D> BioData<'a, D> {
     /// Whether [`Iterator::next`] would give nothing more.
+    #[inline]
     pub(crate) fn is_done(&self) -> bool {
         self.bio.is_null()
     }
 }
 
-impl<'a, D: crate::abstractions::iov::Direction> Iterator for Pieces<'a, D> {
+impl<'a, D: crate::abstractions::iov::Direction> Iterator for BioData<'a, D> {
     type Item = BvecIter<'a, D>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -132,7 +136,7 @@ impl<'a, D: crate::abstractions::iov::Direction> Iterator for Pieces<'a, D> {
             self.bio = unsafe { (*bio).bi_next };
             // SAFETY: As above; its pages stay allocated for `'a`.
             let mut piece = unsafe { BvecIter::from_bio(bio) };
-            let len = piece.bytes_left();
+            let len = piece.count();
             if self.skip >= len {
                 self.skip = self.skip.wrapping_sub(len);
                 continue;

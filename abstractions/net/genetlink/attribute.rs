@@ -16,6 +16,7 @@ pub(super) const HEADER: usize = size_of::<bindings::nlattr>();
 const FLAGS: u16 = (bindings::NLA_F_NESTED | bindings::NLA_F_NET_BYTEORDER) as u16;
 
 /// Length with padding. What does not fit is too long for any attribute.
+#[inline]
 pub(super) const fn padded(len: usize) -> usize {
     len.saturating_add(3) & !3
 }
@@ -62,6 +63,7 @@ impl<'a> Attribute<'a> {
         Some((attribute, bytes.get(padded(len)..).unwrap_or_default()))
     }
 
+    #[inline]
     pub(super) fn as_ptr(self) -> *const bindings::nlattr {
         self.bytes.as_ptr().cast()
     }
@@ -74,40 +76,48 @@ impl<'a> Attribute<'a> {
     }
 
     /// Its number, without flags.
+    #[inline]
     pub(crate) fn number(self) -> u16 {
         self.raw_type() & !FLAGS
     }
 
     /// Whether user space says that it holds attributes (`NLA_F_NESTED`). Older programs do not.
-    pub(crate) fn is_marked_nested(self) -> bool {
+    #[inline]
+    pub(crate) fn has_nested_flag(self) -> bool {
         self.raw_type() & bindings::NLA_F_NESTED as u16 != 0
     }
 
     /// What it holds.
+    #[inline]
     pub(crate) fn payload(self) -> &'a [u8] {
         self.bytes.get(HEADER..).unwrap_or_default()
     }
 
+    #[inline]
     fn start<const N: usize>(self) -> Result<[u8; N]> {
         self.payload().first_chunk().copied().ok_or(ERANGE)
     }
 
     /// A number of 8 bits. As on the C side, bytes behind it are ignored.
+    #[inline]
     pub(crate) fn u8(self) -> Result<u8> {
         Ok(u8::from_ne_bytes(self.start()?))
     }
 
     /// A number of 16 bits; as [`u8`](Self::u8).
+    #[inline]
     pub(crate) fn u16(self) -> Result<u16> {
         Ok(u16::from_ne_bytes(self.start()?))
     }
 
     /// A number of 32 bits; as [`u8`](Self::u8).
+    #[inline]
     pub(crate) fn u32(self) -> Result<u32> {
         Ok(u32::from_ne_bytes(self.start()?))
     }
 
     /// A number of 64 bits; as [`u8`](Self::u8).
+    #[inline]
     pub(crate) fn u64(self) -> Result<u64> {
         Ok(u64::from_ne_bytes(self.start()?))
     }
@@ -121,6 +131,7 @@ impl<'a> Attribute<'a> {
 
     /// The attributes in it, in their order (`nla_for_each_nested`). What follows the last whole
     /// one is passed over. Nothing is validated.
+    #[inline]
     pub(crate) fn nested(self) -> NestedAttributes<'a> {
         NestedAttributes {
             rest: self.payload(),
@@ -142,9 +153,9 @@ impl<'a> Attribute<'a> {
         let flags = match validation {
             Validation::Liberal => bindings::netlink_validation_NL_VALIDATE_LIBERAL,
             Validation::Strict => {
-                if !self.is_marked_nested() {
-                    ext_ack.blame(self);
-                    return Err(ext_ack.refuse(EINVAL, fmt!("NLA_F_NESTED is missing")));
+                if !self.has_nested_flag() {
+                    ext_ack.set_bad_attr(self);
+                    return Err(ext_ack.err_msg(EINVAL, fmt!("NLA_F_NESTED is missing")));
                 }
                 STRICT
             }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The words that go with an error to those who ask for them (`NETLINK_EXT_ACK`).
+//! Extended acks: the message that goes with an error, if user space asks for it
+//! (`NETLINK_EXT_ACK`).
 //!
 //! C header: [`include/linux/netlink.h`](srctree/include/linux/netlink.h)
 
@@ -15,9 +16,9 @@ use kernel::{
 /// Bytes of a formatted message, with the NUL behind it.
 const ROOM: usize = bindings::NETLINK_MAX_FMTMSG_LEN as usize;
 
-/// What is said of a request, beside its errno (`struct netlink_ext_ack`).
+/// What is reported of a request, beside its errno (`struct netlink_ext_ack`).
 ///
-/// A later word replaces an earlier one.
+/// A later message replaces an earlier one.
 ///
 /// # Invariants
 ///
@@ -49,13 +50,14 @@ impl<'a> ExtAck<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::netlink_ext_ack {
         self.raw
     }
 
-    /// Says `text`, which is formatted and cut off after 79 bytes.
-    pub(crate) fn say(&self, text: fmt::Arguments<'_>) {
-        // Formatted here first: what is formatted may itself say something.
+    /// Sets the message to `text`, formatted and cut off after 79 bytes (`NL_SET_ERR_MSG_FMT`).
+    pub(crate) fn set_msg(&self, text: fmt::Arguments<'_>) {
+        // Formatted here first: what is formatted may itself set a message.
         let mut line = Line {
             bytes: [0; ROOM],
             used: 0,
@@ -75,28 +77,29 @@ impl<'a> ExtAck<'a> {
         }
     }
 
-    /// Says `text`, however long it is.
-    pub(crate) fn say_static(&self, text: &'static CStr) {
+    /// Sets the message to `text`, however long it is (`NL_SET_ERR_MSG`).
+    pub(crate) fn set_static_msg(&self, text: &'static CStr) {
         if self.raw.is_null() {
             return;
         }
-        // SAFETY: By the type invariant. The text lives as long as the module, and whoever reads
-        // the message keeps the family from being unregistered meanwhile.
+        // SAFETY: By the type invariant. The text lives as long as the module, and the
+        // family is not unregistered while the message is read.
         unsafe {
             (*self.raw)._msg = text.as_char_ptr();
             bindings::do_trace_netlink_extack(text.as_char_ptr());
         }
     }
 
-    /// Says `text` as [`say`](Self::say) does, and returns `error`.
+    /// Sets the message as [`set_msg`](Self::set_msg) does, and returns `error`.
     #[must_use]
-    pub(crate) fn refuse(&self, error: Error, text: fmt::Arguments<'_>) -> Error {
-        self.say(text);
+    pub(crate) fn err_msg(&self, error: Error, text: fmt::Arguments<'_>) -> Error {
+        self.set_msg(text);
         error
     }
 
-    /// Points to the attribute that is wrong. One of another request is not pointed to.
-    pub(crate) fn blame(&self, attribute: Attribute<'_>) {
+    /// Points to the attribute that is wrong (`NL_SET_BAD_ATTR`). One of another request is
+    /// ignored.
+    pub(crate) fn set_bad_attr(&self, attribute: Attribute<'_>) {
         let pointer = attribute.as_ptr();
         if self.raw.is_null() || !self.request.contains(&(pointer as usize)) {
             return;
@@ -108,8 +111,8 @@ impl<'a> ExtAck<'a> {
         }
     }
 
-    /// Names an attribute that is missing: in `nest`, or at the top.
-    pub(crate) fn missing(&self, number: u16, nest: Option<Attribute<'_>>) {
+    /// Names an attribute that is missing, in `nest` or at the top (`NL_SET_ERR_ATTR_MISS`).
+    pub(crate) fn set_attr_miss(&self, number: u16, nest: Option<Attribute<'_>>) {
         let nest = nest
             .map(Attribute::as_ptr)
             .filter(|&nest| self.request.contains(&(nest as usize)));

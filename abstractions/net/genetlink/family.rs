@@ -30,16 +30,16 @@ pub(crate) enum Validation {
     Liberal,
 }
 
-/// Who may send a command, as far as the C side sees to it.
+/// What a sender needs for a command, as far as the C side checks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Permission {
-    /// Anybody. The operation may look itself: [`Info::sender_capable`].
-    Anybody,
-    /// Who has `CAP_NET_ADMIN` in the initial user namespace (`GENL_ADMIN_PERM`).
-    NetAdmin,
-    /// Who has `CAP_NET_ADMIN` in the user namespace of the network namespace
+    /// Nothing. The operation can check by itself: [`Info::netlink_capable`].
+    None,
+    /// `CAP_NET_ADMIN` in the initial user namespace (`GENL_ADMIN_PERM`).
+    Admin,
+    /// `CAP_NET_ADMIN` in the user namespace of the network namespace
     /// (`GENL_UNS_ADMIN_PERM`).
-    NetAdminOfNamespace,
+    UnsAdmin,
 }
 
 /// What a command of a family that is registered with a `D` does.
@@ -50,8 +50,8 @@ pub(crate) trait Operation<D: ForeignOwnable + Send + Sync + 'static>: 'static {
     /// How closely its attributes are looked at.
     const VALIDATION: Validation = Validation::Strict;
 
-    /// Who may send it.
-    const PERMISSION: Permission = Permission::Anybody;
+    /// What its sender needs.
+    const PERMISSION: Permission = Permission::None;
 
     /// Does it, in the sender's task. May sleep; for what it must not wait for see the
     /// [module](super). User space gets an acknowledgement if it asked for one, of the error after
@@ -61,9 +61,9 @@ pub(crate) trait Operation<D: ForeignOwnable + Send + Sync + 'static>: 'static {
 
 /// An [`Operation`], as the C side knows it.
 #[repr(transparent)]
-pub(crate) struct OperationEntry<D>(bindings::genl_small_ops, PhantomData<fn(D)>);
+pub(crate) struct SmallOps<D>(bindings::genl_small_ops, PhantomData<fn(D)>);
 
-impl<D: ForeignOwnable + Send + Sync + 'static> OperationEntry<D> {
+impl<D: ForeignOwnable + Send + Sync + 'static> SmallOps<D> {
     /// The operation `O`.
     pub(crate) const fn of<O: Operation<D>>() -> Self {
         let validate = match O::VALIDATION {
@@ -74,9 +74,9 @@ impl<D: ForeignOwnable + Send + Sync + 'static> OperationEntry<D> {
             }
         };
         let permission = match O::PERMISSION {
-            Permission::Anybody => 0,
-            Permission::NetAdmin => bindings::GENL_ADMIN_PERM,
-            Permission::NetAdminOfNamespace => bindings::GENL_UNS_ADMIN_PERM,
+            Permission::None => 0,
+            Permission::Admin => bindings::GENL_ADMIN_PERM,
+            Permission::UnsAdmin => bindings::GENL_UNS_ADMIN_PERM,
         };
         Self(
             bindings::genl_small_ops {
@@ -112,7 +112,7 @@ unsafe extern "C" fn doit<D: ForeignOwnable + Send + Sync + 'static, O: Operatio
 
 /// What a family is.
 pub(crate) struct Declaration<D: 'static> {
-    /// Whose it is: it is kept from being unloaded where that is needed.
+    /// The module it belongs to: it is kept from being unloaded where that is needed.
     pub(crate) module: &'static ThisModule,
     /// Its name, of at most 15 bytes. There cannot be two of one name.
     pub(crate) name: &'static CStr,
@@ -124,15 +124,15 @@ pub(crate) struct Declaration<D: 'static> {
     /// Its multicast groups.
     pub(crate) groups: &'static [MulticastGroup],
     /// What it does.
-    pub(crate) operations: &'static [OperationEntry<D>],
+    pub(crate) operations: &'static [SmallOps<D>],
     /// Whether it is there in all network namespaces, not in the initial one alone.
-    pub(crate) all_namespaces: bool,
+    pub(crate) netnsok: bool,
     /// Whether its operations may run at the same time. If not, they also wait for those of other
     /// families that do not allow it either.
     pub(crate) parallel_ops: bool,
     /// The first command of which header and attributes are validated strictly; 0, all of them, but
     /// for interfaces from before there was strictness.
-    pub(crate) first_strict_command: u8,
+    pub(crate) resv_start_op: u8,
 }
 
 /// A generic netlink family, declared as a static and registered with data of type `D`.
@@ -147,7 +147,7 @@ pub(crate) struct Family<D> {
     data: Atomic<*mut ffi::c_void>,
     attributes: usize,
     groups: usize,
-    all_namespaces: bool,
+    netnsok: bool,
     parallel_ops: bool,
     _data: PhantomData<D>,
 }
@@ -181,7 +181,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
         while at < operations.len() {
             let operation = &operations[at].0;
             assert!(
-                operation.validate == 0 || operation.cmd < declaration.first_strict_command,
+                operation.validate == 0 || operation.cmd < declaration.resv_start_op,
                 "a command from the first strict one on is validated liberally"
             );
             at += 1;
@@ -196,14 +196,14 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
         raw.n_mcgrps = groups.len() as u8;
         raw.small_ops = operations.as_ptr().cast();
         raw.n_small_ops = operations.len() as u8;
-        raw.resv_start_op = declaration.first_strict_command;
+        raw.resv_start_op = declaration.resv_start_op;
         // INVARIANT: All is static, and there is no data yet.
         Self {
             inner: Opaque::new(raw),
             data: Atomic::new(core::ptr::null_mut()),
             attributes: policies.len(),
             groups: groups.len(),
-            all_namespaces: declaration.all_namespaces,
+            netnsok: declaration.netnsok,
             parallel_ops: declaration.parallel_ops,
             _data: PhantomData,
         }
@@ -222,15 +222,15 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
             .cmpxchg(core::ptr::null_mut(), data, Full)
             .is_err()
         {
-            // SAFETY: It is from above, and nobody else has it.
+            // SAFETY: It is from above, and was not stored.
             drop(unsafe { D::from_foreign(data) });
             return Err(EBUSY);
         }
         let raw = self.as_raw();
-        // SAFETY: It is valid. Whoever has put the data there is the only one to be here, and the
-        // C side does not know the family yet.
+        // SAFETY: It is valid. Only the caller that has stored the data gets here, and the C side
+        // does not know the family yet.
         unsafe {
-            bindings::genl_family::set_netnsok_raw(raw, self.all_namespaces.into());
+            bindings::genl_family::set_netnsok_raw(raw, self.netnsok.into());
             bindings::genl_family::set_parallel_ops_raw(raw, self.parallel_ops.into());
         }
         // SAFETY: By the type invariant, what it points to lives for ever, and so does the family;
@@ -247,7 +247,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
 
     /// # Safety
     ///
-    /// The family must not be registered, and the caller must be the one who has, or had,
+    /// The family must not be registered, and the caller must be the one that has, or had,
     /// registered it.
     unsafe fn take_data_back(&self) {
         let data = self.data.xchg(core::ptr::null_mut(), Full);
@@ -261,16 +261,19 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
     /// # Safety
     ///
     /// The family must be registered, and for `'a` not be unregistered.
+    #[inline]
     pub(super) unsafe fn data<'a>(&self) -> D::Borrowed<'a> {
         // SAFETY: By the type invariant and the safety requirement.
         unsafe { D::borrow(self.data.load(Acquire)) }
     }
 
     /// Length of a request's table of attributes.
+    #[inline]
     pub(super) const fn attributes(&self) -> usize {
         self.attributes
     }
 
+    #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::genl_family {
         self.inner.get()
     }
@@ -286,14 +289,14 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
     }
 
     /// Begins a notification, with room for `payload` bytes of attributes; see
-    /// [`attribute_size`](super::attribute_size). Sleeps.
+    /// [`nla_total_size`](super::nla_total_size). Sleeps.
     pub(crate) fn new_notification(&self, command: u8, payload: usize) -> Result<Message> {
         // SAFETY: The family is valid.
         unsafe { Message::new(self.as_raw(), 0, 0, command, payload, NOTIFICATION_GFP) }
     }
 
-    /// Whether anybody in the initial network namespace listens to a group, which is given by its
-    /// place in the declaration.
+    /// Whether there are listeners to a group in the initial network namespace, which is given by
+    /// its place in the declaration.
     pub(crate) fn has_listeners(&self, group: u8) -> bool {
         if self.has_group(group).is_err() {
             return false;
@@ -305,7 +308,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
         }
     }
 
-    /// Sends `message` to those in the initial network namespace who listen to a group, if there
+    /// Sends `message` to the listeners to a group in the initial network namespace, if there
     /// are any. Sleeps, but does not wait for them, nor for I/O.
     ///
     /// To be of use, the family must be registered, and stay so for the call.
@@ -327,7 +330,7 @@ impl<D: ForeignOwnable + Send + Sync + 'static> Family<D> {
             )
         });
         match result {
-            // Nobody listens.
+            // There are no listeners.
             Err(error) if error == ESRCH => Ok(()),
             result => result,
         }

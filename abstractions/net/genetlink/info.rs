@@ -34,7 +34,7 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
         skb: *const bindings::sk_buff,
         raw: *mut bindings::genl_info,
     ) -> Self {
-        // SAFETY: By the safety requirement; the C side's family is at the beginning of ours.
+        // SAFETY: By the safety requirement; `Family` begins with the C side's.
         let family = unsafe { &*(*raw).family.cast::<Family<D>>() };
         // SAFETY: As above.
         let table = unsafe { (*raw).attrs };
@@ -56,22 +56,26 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
     }
 
     /// What the family was registered with.
+    #[inline]
     pub(crate) fn data(&self) -> &D::Borrowed<'a> {
         &self.data
     }
 
     /// The family that was asked.
+    #[inline]
     pub(crate) fn family(&self) -> &'a Family<D> {
         self.family
     }
 
     /// The command that was sent.
+    #[inline]
     pub(crate) fn command(&self) -> u8 {
         // SAFETY: By the type invariant.
         unsafe { (*(*self.raw).genlhdr).cmd }
     }
 
     /// The port of the socket that the request came from.
+    #[inline]
     pub(crate) fn port(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { (*self.raw).snd_portid }
@@ -89,27 +93,29 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
     /// it.
     pub(crate) fn require(&self, number: u16) -> Result<Attribute<'a>> {
         self.get(number).ok_or_else(|| {
-            self.ext_ack().missing(number, None);
+            self.ext_ack().set_attr_miss(number, None);
             EINVAL
         })
     }
 
-    /// Where to say what is wrong with the request.
+    /// The request's extended ack.
+    #[inline]
     pub(crate) fn ext_ack(&self) -> ExtAck<'a> {
-        // SAFETY: By the type invariant. Nobody else uses it while the operation runs, and no
-        // reference to it is held.
+        // SAFETY: By the type invariant. It is used by this task alone while the operation runs,
+        // and no reference to it is held.
         unsafe { ExtAck::from_raw((*self.raw).extack, (*self.raw).nlhdr) }
     }
 
     /// Whether the sender has a capability in the initial user namespace (`netlink_capable`): the
     /// task that made the socket had it, and the one that sends has it.
-    pub(crate) fn sender_capable(&self, capability: Capability) -> bool {
+    #[inline]
+    pub(crate) fn netlink_capable(&self, capability: Capability) -> bool {
         // SAFETY: By the type invariant.
         unsafe { bindings::netlink_capable(self.skb, capability.number()) }
     }
 
     /// Begins a reply, to the same command, with room for `payload` bytes of attributes; see
-    /// [`attribute_size`](super::attribute_size).
+    /// [`nla_total_size`](super::nla_total_size).
     pub(crate) fn new_reply(&self, payload: usize) -> Result<Message> {
         // SAFETY: By the type invariant.
         let (port, sequence) = unsafe { ((*self.raw).snd_portid, (*self.raw).snd_seq) };
@@ -127,6 +133,7 @@ impl<'a, D: ForeignOwnable + Send + Sync + 'static> Info<'a, D> {
     }
 
     /// Sends `message` to the sender. Does not wait for it: `EAGAIN` if its socket is full.
+    #[inline]
     pub(crate) fn reply(&self, message: Message) -> Result {
         // SAFETY: By the type invariant. The call takes the message.
         to_result(unsafe { extra::rnbd_helper_genlmsg_reply(message.finish(), self.raw) })

@@ -16,7 +16,8 @@ const MAX_PAYLOAD: usize = u16::MAX as usize - HEADER;
 const MAX_MESSAGE: usize = 1 << 30;
 
 /// Bytes of a message that an attribute takes which holds `payload` bytes.
-pub(crate) const fn attribute_size(payload: usize) -> usize {
+#[inline]
+pub(crate) const fn nla_total_size(payload: usize) -> usize {
     padded(payload.saturating_add(HEADER))
 }
 
@@ -54,7 +55,7 @@ impl Message {
         let header =
             unsafe { bindings::genlmsg_put(skb.as_ptr(), port, sequence, family, 0, command) };
         let Some(header) = NonNull::new(header) else {
-            // SAFETY: It is ours, and not used any more.
+            // SAFETY: It was allocated above, and is not used any more.
             unsafe { bindings::nlmsg_free(skb.as_ptr()) };
             return Err(EMSGSIZE);
         };
@@ -72,13 +73,14 @@ impl Message {
 }
 
 impl Drop for Message {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::nlmsg_free(self.skb.as_ptr()) };
     }
 }
 
-// SAFETY: A message that nobody else has can be used and freed anywhere.
+// SAFETY: A message has one owner, and can be used and freed anywhere.
 unsafe impl Send for Message {}
 
 /// Attributes being put into an attribute.
@@ -114,6 +116,7 @@ impl Nest<'_> {
 }
 
 impl Drop for Nest<'_> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { extra::rnbd_helper_nla_nest_cancel(self.skb.as_ptr(), self.start.as_ptr()) };
@@ -136,6 +139,7 @@ mod private {
 
 // SAFETY: The message is exclusively borrowed; so there is no `Nest` of it.
 unsafe impl private::Sink for Message {
+    #[inline]
     fn skb(&mut self) -> NonNull<bindings::sk_buff> {
         self.skb
     }
@@ -143,6 +147,7 @@ unsafe impl private::Sink for Message {
 
 // SAFETY: The nest is exclusively borrowed; so there is no `Nest` in it.
 unsafe impl private::Sink for Nest<'_> {
+    #[inline]
     fn skb(&mut self) -> NonNull<bindings::sk_buff> {
         self.skb
     }
@@ -170,43 +175,50 @@ pub(crate) trait PutAttributes: private::Sink {
     }
 
     /// Puts a number of 8 bits.
+    #[inline]
     fn put_u8(&mut self, number: u16, value: u8) -> Result {
         self.put_bytes(number, &value.to_ne_bytes())
     }
 
     /// Puts a number of 16 bits.
+    #[inline]
     fn put_u16(&mut self, number: u16, value: u16) -> Result {
         self.put_bytes(number, &value.to_ne_bytes())
     }
 
     /// Puts a number of 32 bits.
+    #[inline]
     fn put_u32(&mut self, number: u16, value: u32) -> Result {
         self.put_bytes(number, &value.to_ne_bytes())
     }
 
     /// Puts a number of 64 bits; readers must not expect it to be aligned.
+    #[inline]
     fn put_u64(&mut self, number: u16, value: u64) -> Result {
         self.put_bytes(number, &value.to_ne_bytes())
     }
 
     /// Puts a string, with its NUL.
+    #[inline]
     fn put_string(&mut self, number: u16, value: &CStr) -> Result {
         self.put_bytes(number, value.to_bytes_with_nul())
     }
 
     /// Puts an attribute that holds nothing.
+    #[inline]
     fn put_flag(&mut self, number: u16) -> Result {
         self.put_bytes(number, &[])
     }
 
     /// Begins an attribute that holds attributes, and is marked so (`NLA_F_NESTED`).
+    #[inline]
     fn nest(&mut self, number: u16) -> Result<Nest<'_>> {
-        self.nest_unmarked(number | bindings::NLA_F_NESTED as u16)
+        self.nest_noflag(number | bindings::NLA_F_NESTED as u16)
     }
 
     /// Begins an attribute that holds attributes, and is not marked so: for interfaces from before
     /// there was the mark.
-    fn nest_unmarked(&mut self, number: u16) -> Result<Nest<'_>> {
+    fn nest_noflag(&mut self, number: u16) -> Result<Nest<'_>> {
         let skb = self.skb();
         // SAFETY: The buffer is that of a message.
         let start =

@@ -10,7 +10,7 @@
 //! * [`Policies`]: which attributes there are and what they hold;
 //! * [`Attribute`]: what user space sent, with typed and checked access, nested too;
 //! * [`Message`] and [`Nest`]: replies and notifications;
-//! * [`ExtAck`]: the words that go with an error.
+//! * [`ExtAck`]: the message that goes with an error.
 //!
 //! # Locks and waits
 //!
@@ -19,7 +19,7 @@
 //! mutex of all such families (`genl_mutex`). So an operation
 //!
 //! * must end in bounded time: while it runs no family can be registered or unregistered, and
-//!   behind somebody who waits for that, all generic netlink of the machine waits as well;
+//!   behind a task that waits for that, all generic netlink of the machine waits as well;
 //! * must not wait for what registers or unregisters a family, such as the loading of a module, nor
 //!   drop its own family's [`Registration`];
 //! * of a family with `parallel_ops: true` runs beside others of the same family, and has to take
@@ -30,7 +30,7 @@
 //! ```ignore
 //! const ATTR_INDEX: u16 = 1;
 //! static POLICIES: Policies<2> = Policies::new().with(ATTR_INDEX, Policy::U32);
-//! static OPERATIONS: [OperationEntry<Arc<Things>>; 1] = [OperationEntry::of::<Get>()];
+//! static OPERATIONS: [SmallOps<Arc<Things>>; 1] = [SmallOps::of::<Get>()];
 //! static FAMILY: Family<Arc<Things>> = Family::new(Declaration {
 //!     module: this_module::<MyModule>(),
 //!     name: c"things",
@@ -38,9 +38,9 @@
 //!     policies: POLICIES.as_slice(),
 //!     groups: &[],
 //!     operations: &OPERATIONS,
-//!     all_namespaces: false,
+//!     netnsok: false,
 //!     parallel_ops: true,
-//!     first_strict_command: 0,
+//!     resv_start_op: 0,
 //! });
 //!
 //! struct Get;
@@ -51,9 +51,9 @@
 //!     fn doit(info: &Info<'_, Arc<Things>>) -> Result {
 //!         let index = info.require(ATTR_INDEX)?.u32()?;
 //!         let Some(thing) = info.data().get(index) else {
-//!             return Err(info.ext_ack().refuse(ENOENT, fmt!("there is no thing {index}")));
+//!             return Err(info.ext_ack().err_msg(ENOENT, fmt!("there is no thing {index}")));
 //!         };
-//!         let mut reply = info.new_reply(attribute_size(size_of::<u32>()))?;
+//!         let mut reply = info.new_reply(nla_total_size(size_of::<u32>()))?;
 //!         reply.put_u32(ATTR_INDEX, thing.index())?;
 //!         info.reply(reply)
 //!     }
@@ -65,7 +65,7 @@
 //!
 //! C header: [`include/net/genetlink.h`](srctree/include/net/genetlink.h)
 
-// An interface is offered whole; who uses it may not need all of it.
+// The interface is complete; its users may not need all of it.
 #![allow(dead_code, unused_imports)]
 
 mod attribute;
@@ -79,8 +79,8 @@ pub(crate) use crate::abstractions::compat::net::netlink::MulticastGroup;
 pub(crate) use attribute::{Attribute, NestedAttributes, Parsed};
 pub(crate) use ext_ack::ExtAck;
 pub(crate) use family::{
-    Declaration, Family, Operation, OperationEntry, Permission, Registration, Validation,
+    Declaration, Family, Operation, Permission, Registration, SmallOps, Validation,
 };
 pub(crate) use info::Info;
-pub(crate) use message::{attribute_size, Message, Nest, PutAttributes};
+pub(crate) use message::{nla_total_size, Message, Nest, PutAttributes};
 pub(crate) use policy::{Policies, Policy};

@@ -45,16 +45,19 @@ impl Policy {
     }
 
     /// A string that need not end in NUL, of at most `max` bytes without it; 0 for no bound.
+    #[inline]
     pub(crate) const fn string(max: u16) -> Self {
         Self::of(bindings::NLA_STRING, max)
     }
 
     /// A string that ends in NUL, of at most `max` bytes without it; 0 for no bound.
+    #[inline]
     pub(crate) const fn nul_string(max: u16) -> Self {
         Self::of(bindings::NLA_NUL_STRING, max)
     }
 
     /// Bytes, at most `max` of them; 0 for no bound.
+    #[inline]
     pub(crate) const fn binary(max: u16) -> Self {
         Self::of(bindings::NLA_BINARY, max)
     }
@@ -74,6 +77,7 @@ impl Policy {
 pub(crate) struct Policies<const N: usize>([Policy; N]);
 
 impl<const N: usize> Default for Policies<N> {
+    #[inline]
     fn default() -> Self {
         Self::new()
     }
@@ -81,6 +85,7 @@ impl<const N: usize> Default for Policies<N> {
 
 impl<const N: usize> Policies<N> {
     /// No attribute is known.
+    #[inline]
     pub(crate) const fn new() -> Self {
         assert!(
             N > 0 && N <= 1 << u16::BITS,
@@ -101,16 +106,19 @@ impl<const N: usize> Policies<N> {
     }
 
     /// The policies, as [`super::Declaration`] wants them.
+    #[inline]
     pub(crate) const fn as_slice(&self) -> &[Policy] {
         &self.0
     }
 
     /// The highest attribute's number.
+    #[inline]
     pub(super) const fn max_attribute(&self) -> u16 {
         // `new` has seen to it that this fits, and that `N` is not 0.
         N.saturating_sub(1) as u16
     }
 
+    #[inline]
     pub(super) const fn as_ptr(&self) -> *const bindings::nla_policy {
         (&raw const self.0).cast()
     }

@@ -7,7 +7,7 @@ use super::worker;
 use crate::{
     abstractions::{
         net::{
-            genetlink::{attribute_size, Operation, PutAttributes, Validation},
+            genetlink::{nla_total_size, Operation, PutAttributes, Validation},
             socket::Socket,
         },
         pid::ProcessRef,
@@ -15,7 +15,7 @@ use crate::{
     driver::{
         device::{
             owner::Setup,
-            refusal::{errno, Explained},
+            refusal::{errno, RefusalMessage},
             start::{connect, NotConnected},
             Device,
         },
@@ -65,7 +65,7 @@ impl Operation<Arc<Devices>> for Connect {
         let mut config = Config::default();
         settings.apply(info, &mut config)?;
         config.flags = settings.server_flags().unwrap_or_default();
-        let request = Wanted {
+        let request = ConnectRequest {
             devices: (*info.data()).into(),
             config,
             fds: offered(info)?,
@@ -82,7 +82,7 @@ impl Operation<Arc<Devices>> for Connect {
 }
 
 fn reply(info: &Request<'_>, index: u32) -> Result {
-    let mut reply = info.new_reply(attribute_size(size_of::<u32>()))?;
+    let mut reply = info.new_reply(nla_total_size(size_of::<u32>()))?;
     reply.put_u32(attribute::INDEX, index)?;
     info.reply(reply)
 }
@@ -98,25 +98,29 @@ pub(super) fn backend(info: &Request<'_>) -> Result<Option<KVec<u8>>> {
 }
 
 /// What shall be attached.
-struct Wanted {
+struct ConnectRequest {
     devices: Arc<Devices>,
     config: Config,
     fds: KVec<u32>,
     backend: Option<KVec<u8>>,
 }
 
-impl Wanted {
+impl ConnectRequest {
     /// Attaches device `index`, or the first that is free. Returns its number.
     fn attach(&self, info: &Request<'_>, index: Option<u32>) -> Result<u32> {
-        let hw_queues = u32::try_from(self.fds.len())?.max(1);
+        let nr_hw_queues = u32::try_from(self.fds.len())?.max(1);
         // All is looked at before a device is made for it.
         let mut sockets = Some(open_all(info, &self.fds)?);
         self.config.may_have(self.fds.len()).map_err(|refusal| {
-            refuse(info, errno(refusal), fmt!("{}", Explained::from(refusal)))
+            refuse(
+                info,
+                errno(refusal),
+                fmt!("{}", RefusalMessage::from(refusal)),
+            )
         })?;
         let mut from = 0;
         loop {
-            let entry = self.choose(info, index, from, hw_queues)?;
+            let entry = self.choose(info, index, from, nr_hw_queues)?;
             let device = entry.device();
             let sockets = match sockets.take() {
                 Some(sockets) => sockets,
@@ -148,7 +152,7 @@ impl Wanted {
                     from = number.saturating_add(1)
                 }
                 Err(NotConnected::Refused(refusal)) => {
-                    let why = Explained::new(device, refusal);
+                    let why = RefusalMessage::new(device, refusal);
                     return Err(refuse(info, errno(refusal), fmt!("nbd{number}: {why}")));
                 }
             }
@@ -160,12 +164,12 @@ impl Wanted {
         info: &Request<'_>,
         index: Option<u32>,
         from: u32,
-        hw_queues: u32,
+        nr_hw_queues: u32,
     ) -> Result<Arc<Entry>> {
         let devices = &self.devices;
         let found = match index {
-            Some(index) => Devices::find_or_add(devices, index, hw_queues).map(Some),
-            None => Devices::first_free(devices, from, hw_queues),
+            Some(index) => Devices::find_or_add(devices, index, nr_hw_queues).map(Some),
+            None => Devices::first_free(devices, from, nr_hw_queues),
         };
         match found {
             Ok(Some(entry)) => Ok(entry),

@@ -33,7 +33,7 @@ impl Operation<Arc<Devices>> for Disconnect {
         let device = entry.device();
         end::disconnect(device);
         device.when_drained(|_| ()).map_err(|_| {
-            info.ext_ack().refuse(
+            info.ext_ack().err_msg(
                 EINTR,
                 fmt!("nbd{index}: a signal came; it is being detached nevertheless"),
             )

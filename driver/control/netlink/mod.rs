@@ -19,8 +19,8 @@ use crate::{
     abstractions::{
         compat::module::this_module,
         net::genetlink::{
-            attribute_size, Declaration, Family, MulticastGroup, OperationEntry, PutAttributes,
-            Registration,
+            nla_total_size, Declaration, Family, MulticastGroup, PutAttributes, Registration,
+            SmallOps,
         },
     },
     driver::devices::Devices,
@@ -39,9 +39,9 @@ static FAMILY: Family<Arc<Devices>> = Family::new(Declaration {
     policies: policy::ATTRIBUTES.as_slice(),
     groups: &GROUPS,
     operations: &OPERATIONS,
-    all_namespaces: true,
+    netnsok: true,
     parallel_ops: true,
-    first_strict_command: FIRST_STRICT_COMMAND,
+    resv_start_op: FIRST_STRICT_COMMAND,
 });
 
 /// All commands that nbd.ko has are older than strict validation.
@@ -49,11 +49,11 @@ const FIRST_STRICT_COMMAND: u8 = command::STATUS + 1;
 
 static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(MULTICAST_GROUP)];
 
-static OPERATIONS: [OperationEntry<Arc<Devices>>; 4] = [
-    OperationEntry::of::<connect::Connect>(),
-    OperationEntry::of::<disconnect::Disconnect>(),
-    OperationEntry::of::<reconfigure::Reconfigure>(),
-    OperationEntry::of::<status::Status>(),
+static OPERATIONS: [SmallOps<Arc<Devices>>; 4] = [
+    SmallOps::of::<connect::Connect>(),
+    SmallOps::of::<disconnect::Disconnect>(),
+    SmallOps::of::<reconfigure::Reconfigure>(),
+    SmallOps::of::<status::Status>(),
 ];
 
 /// Answers requests about `devices` from now on, until what is returned is dropped.
@@ -69,7 +69,7 @@ pub(crate) fn register(devices: Arc<Devices>) -> Result<Registration<Arc<Devices
 pub(crate) fn link_dead(device: u32) {
     let tell = || {
         let mut message =
-            FAMILY.new_notification(command::LINK_DEAD, attribute_size(size_of::<u32>()))?;
+            FAMILY.new_notification(command::LINK_DEAD, nla_total_size(size_of::<u32>()))?;
         message.put_u32(attribute::INDEX, device)?;
         FAMILY.multicast(0, message)
     };

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     abstractions::{
-        memalloc::NoIo,
-        net::genetlink::{attribute_size, Operation, PutAttributes, Validation},
+        memalloc::MemallocNoio,
+        net::genetlink::{nla_total_size, Operation, PutAttributes, Validation},
     },
     driver::{
         attachment::{
@@ -18,7 +18,7 @@ use crate::{
         },
         device::{
             geometry,
-            refusal::{errno, Explained},
+            refusal::{errno, RefusalMessage},
             Device,
         },
         devices::Devices,
@@ -65,7 +65,7 @@ impl Operation<Arc<Devices>> for Reconfigure {
         };
         let sockets = open_all(info, &offered(info)?)?;
         // What waits for memory may wait for this device.
-        let _no_io = NoIo::enter();
+        let _noio = MemallocNoio::save();
         let count = sockets.len();
         let taken = replace::sockets(&attachment, sockets, scope)
             .map_err(|error| refuse(info, error, fmt!("nbd{index}: no new socket ({error:?})")))?;
@@ -88,7 +88,7 @@ fn running(info: &Request<'_>, device: &Device) -> Result<(AttachmentRef, Config
 }
 
 fn refuse_change(info: &Request<'_>, device: &Device, refusal: Refusal) -> Error {
-    let why = Explained::new(device, refusal);
+    let why = RefusalMessage::new(device, refusal);
     let index = device.index();
     refuse(info, errno(refusal), fmt!("nbd{index}: {why}"))
 }
@@ -172,11 +172,11 @@ fn report(info: &Request<'_>, index: u32, taken: usize, left: usize, scope: Scop
         return Ok(());
     }
     if left > 0 {
-        info.ext_ack().say(fmt!(
+        info.ext_ack().set_msg(fmt!(
             "{left} sockets were not taken: no connection needs them"
         ));
     }
-    let size = attribute_size(size_of::<u32>());
+    let size = nla_total_size(size_of::<u32>());
     let mut reply = info.new_reply(size.saturating_mul(3))?;
     reply.put_u32(attribute::INDEX, index)?;
     reply.put_u32(attribute::SOCKETS_TAKEN, u32::try_from(taken)?)?;

@@ -32,17 +32,17 @@ pub(super) type Request<'a> = Info<'a, Arc<Devices>>;
 #[must_use]
 pub(super) fn refuse(info: &Request<'_>, error: Error, why: fmt::Arguments<'_>) -> Error {
     pr_err!("netlink: {why}\n");
-    info.ext_ack().refuse(error, why)
+    info.ext_ack().err_msg(error, why)
 }
 
 /// Whether the sender may change devices: `EPERM` if not.
 pub(super) fn check_sender(info: &Request<'_>) -> Result {
-    if info.sender_capable(Capability::SysAdmin) {
+    if info.netlink_capable(Capability::SysAdmin) {
         return Ok(());
     }
     Err(info
         .ext_ack()
-        .refuse(EPERM, fmt!("this needs CAP_SYS_ADMIN")))
+        .err_msg(EPERM, fmt!("this needs CAP_SYS_ADMIN")))
 }
 
 /// An attribute that must be there: `EINVAL` if it is not.
@@ -125,7 +125,7 @@ pub(super) fn offered(info: &Request<'_>) -> Result<KVec<u32>> {
     };
     for item in list.nested() {
         if item.number() != socket::ITEM {
-            info.ext_ack().blame(item);
+            info.ext_ack().set_bad_attr(item);
             return Err(refuse(
                 info,
                 EINVAL,

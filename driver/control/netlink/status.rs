@@ -6,7 +6,7 @@
 
 use crate::{
     abstractions::net::genetlink::{
-        attribute_size, Info, Message, Nest, Operation, PutAttributes, Validation,
+        nla_total_size, Info, Message, Nest, Operation, PutAttributes, Validation,
     },
     driver::{device::Device, devices::Devices},
     protocol::{
@@ -17,8 +17,8 @@ use crate::{
 use kernel::{prelude::*, sync::Arc};
 
 /// Bytes of a device's item.
-const ITEM: usize = attribute_size(
-    attribute_size(size_of::<u32>()).saturating_add(attribute_size(size_of::<u8>())),
+const ITEM: usize = nla_total_size(
+    nla_total_size(size_of::<u32>()).saturating_add(nla_total_size(size_of::<u8>())),
 );
 
 /// The number that means all devices, as a `u32`: -1.
@@ -44,10 +44,10 @@ impl Operation<Arc<Devices>> for Status {
             _ => 1,
         };
         // Some may be added meanwhile.
-        let room = attribute_size(ITEM.saturating_mul(count.saturating_add(8)));
+        let room = nla_total_size(ITEM.saturating_mul(count.saturating_add(8)));
         let mut reply = info.new_reply(room)?;
         fill(&mut reply, devices, index).inspect_err(|_| {
-            info.ext_ack().say(fmt!(
+            info.ext_ack().set_msg(fmt!(
                 "{count} devices are too many for one reply: ask by index"
             ));
         })?;
@@ -57,7 +57,7 @@ impl Operation<Arc<Devices>> for Status {
 
 /// Fails if there is no room.
 fn fill(reply: &mut Message, devices: &Devices, index: u32) -> Result {
-    let mut list = reply.nest_unmarked(attribute::DEVICE_LIST)?;
+    let mut list = reply.nest_noflag(attribute::DEVICE_LIST)?;
     if index == ALL {
         devices.try_for_each(|device| put(&mut list, device))?;
     } else if let Some(entry) = devices.find(index) {
@@ -69,7 +69,7 @@ fn fill(reply: &mut Message, devices: &Devices, index: u32) -> Result {
 fn put(list: &mut Nest<'_>, nbd: &Device) -> Result {
     // nbd.ko also counts a device as connected that is open and nothing else.
     let connected = !matches!(nbd.lock_setup().phase(), Phase::Idle);
-    let mut item = list.nest_unmarked(device::ITEM)?;
+    let mut item = list.nest_noflag(device::ITEM)?;
     item.put_u32(device::INDEX, nbd.index())?;
     item.put_u8(device::CONNECTED, connected.into())?;
     item.end()

@@ -5,9 +5,9 @@
 
 use crate::{
     abstractions::{
-        block::mq::Opened,
-        deferred::{Deferred, Later},
+        block::mq::IoctlMode,
         module_ref::ModuleRef,
+        work::{WithWork, WorkFunc},
     },
     driver::{
         attachment::{keeper::Keeper, Attachment, AttachmentRef},
@@ -37,7 +37,7 @@ struct Worker {
 }
 
 /// A [`Worker`] that can be scheduled.
-struct Scheduled(Arc<Deferred<Worker>>);
+struct Scheduled(Arc<WithWork<Worker>>);
 
 /// The keeper of a generation of `device`. Sleeps.
 pub(super) fn keeper(
@@ -53,9 +53,9 @@ pub(super) fn keeper(
         }
         None => None,
     };
-    let module = ModuleRef::get(devices.module()).ok_or(ENODEV)?;
+    let module = ModuleRef::try_get(devices.module()).ok_or(ENODEV)?;
     let worker = Arc::pin_init(
-        Deferred::new(pin_init!(Worker {
+        WithWork::new(pin_init!(Worker {
             devices: devices.clone(),
             device: device.clone(),
             backend,
@@ -78,17 +78,17 @@ impl Keeper<Attachment> for Scheduled {
 
     fn end_due(&self, attachment: &AttachmentRef) {
         *self.0.due.lock() = Some(attachment.clone());
-        Deferred::schedule_on(&self.0, self.0.devices.keepers());
+        WithWork::queue_work(&self.0, self.0.devices.keepers());
     }
 }
 
-impl Later for Worker {
-    fn later(this: &Arc<Deferred<Self>>) {
+impl WorkFunc for Worker {
+    fn run(this: &Arc<WithWork<Self>>) {
         let Some(attachment) = this.due.lock().take() else {
             return;
         };
         drain::let_server_finish(&attachment);
-        drain::run(&this.device, Opened::NOT, &attachment, || {
+        drain::run(&this.device, IoctlMode::NOT_EXCL, &attachment, || {
             this.devices.take_out(this.device.index())
         });
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Devices that netlink attaches, changes, detaches and removes at once, and ioctls meanwhile: no
-//! socket is left behind, nobody waits for ever, and what is free can be attached.
+//! socket is left behind, no task waits for ever, and what is free can be attached.
 
 use crate::{
     device::{Device, Ledger, Process},
@@ -103,7 +103,7 @@ fn at_once(
         let newcomer = room.people.process();
         assert!(
             room.devices.connect(&newcomer, TO_DESTROY).is_ok(),
-            "a device that nobody has cannot be attached"
+            "a device that is free cannot be attached"
         );
         room.devices.disconnect();
         room.devices.stop_work();

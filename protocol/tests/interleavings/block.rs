@@ -22,7 +22,7 @@ pub enum Status {
 pub enum Outcome {
     End(Status),
     Requeue,
-    Park,
+    RequeueDelayed,
 }
 
 pub struct Request {
@@ -43,7 +43,7 @@ const PARK: u32 = 0xfe;
 #[derive(Default)]
 struct Returned {
     requeued: Vec<u32>,
-    /// Somebody hands them out.
+    /// A task hands them out.
     handing_out: bool,
     /// What waits for a kick.
     parked: Vec<u32>,
@@ -99,7 +99,7 @@ impl Layer {
         }
         returned.submitted[at] += 1;
         drop(returned);
-        Some(self.take_over(tag))
+        Some(self.start(tag))
     }
 
     /// Hands out what was put back, and what is parked too if it is time. One thread at a time does
@@ -116,7 +116,7 @@ impl Layer {
         while let Some(tag) = returned.requeued.pop() {
             returned.handing_out = true;
             drop(returned);
-            queue_rq(self.take_over(tag));
+            queue_rq(self.start(tag));
             // If it was put back again, others must move first.
             thread::yield_now();
             returned = self.returned.lock().unwrap();
@@ -124,12 +124,12 @@ impl Layer {
         returned.handing_out = false;
     }
 
-    fn take_over(self: &Arc<Self>, tag: u32) -> Ref {
+    fn start(self: &Arc<Self>, tag: u32) -> Ref {
         let request = self.request(tag);
         assert_eq!(
             request.state.load() & REFS,
             0,
-            "a request is handed out while somebody has it"
+            "a request is handed out while the driver has it"
         );
         request.state.store_release(2);
         Ref {
@@ -138,7 +138,7 @@ impl Layer {
         }
     }
 
-    /// `request_by_tag`.
+    /// `tag_to_rq`.
     pub fn try_get(self: &Arc<Self>, tag: u32) -> Option<Ref> {
         let request = self.request(tag);
         let mut state = request.state.load();
@@ -156,7 +156,7 @@ impl Layer {
         None
     }
 
-    pub fn for_each_request(self: &Arc<Self>, mut visit: impl FnMut(&Ref)) {
+    pub fn tagset_busy_iter(self: &Arc<Self>, mut visit: impl FnMut(&Ref)) {
         for request in &self.requests {
             if let Some(request) = self.try_get(request.tag) {
                 visit(&request);
@@ -214,7 +214,7 @@ impl Ref {
     pub fn finish(&self, outcome: Outcome) {
         let outcome = match outcome {
             Outcome::Requeue => REQUEUE,
-            Outcome::Park => PARK,
+            Outcome::RequeueDelayed => PARK,
             Outcome::End(Status::Ok) => OK,
             Outcome::End(Status::IoError) => IO_ERROR,
         };

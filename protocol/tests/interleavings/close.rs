@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! A device that is detached by its last close, while it is detached and attached anew by another:
-//! the close is not the new generation's, which nobody has used.
+//! the close is not the new generation's, which was not used.
 
 use crate::{
     device::Ledger,
@@ -30,7 +30,7 @@ fn closed(name: &str, preemptions: usize, rules: Rules) {
         let connect = || {
             assert!(
                 devices.connect(&people.process(), wish).is_ok(),
-                "a device that nobody has cannot be attached"
+                "a device that is free cannot be attached"
             );
         };
         connect();
@@ -44,7 +44,7 @@ fn closed(name: &str, preemptions: usize, rules: Rules) {
         user.join().unwrap();
         assert!(
             matches!(device.lock().phase(), Phase::Running { .. }),
-            "a close has ended a generation that nobody had used"
+            "a close has ended a generation that was not used"
         );
         devices.disconnect();
         devices.stop_work();
@@ -61,7 +61,7 @@ fn a_close_ends_what_was_used() {
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
-#[should_panic(expected = "a close has ended a generation that nobody had used")]
+#[should_panic(expected = "a close has ended a generation that was not used")]
 fn a_close_in_two_steps_ends_the_next_generation() {
     let rules = Rules {
         closes_in_one_step: false,
@@ -72,7 +72,7 @@ fn a_close_in_two_steps_ends_the_next_generation() {
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
-#[should_panic(expected = "a close has ended a generation that nobody had used")]
+#[should_panic(expected = "a close has ended a generation that was not used")]
 fn use_that_is_forgotten_late_is_the_next_generations() {
     let rules = Rules {
         forgets_use_at_once: false,

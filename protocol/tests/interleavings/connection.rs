@@ -217,8 +217,8 @@ impl Connection {
             .take_if(|leaving| forgets_any || leaving.route == link.route);
     }
 
-    /// Waits for whoever sends. If he is stuck, or has left a part, his link is killed first: the
-    /// driver gives him a while, which may be over at any moment.
+    /// Waits for the task that sends. If it is stuck, or has left a part, its link is killed first:
+    /// the driver gives it a while, which may be over at any moment.
     pub fn lock_sender(&self, is_stuck: bool, kill: impl FnOnce()) -> MutexGuard<'_, Tx> {
         if !is_stuck {
             let tx = self.tx.lock().unwrap();

@@ -12,8 +12,8 @@ use std::sync::{
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// A driver of one device, with the calls that user space has. Whoever calls [`Device::do_it`]
-/// has a server that may close at any moment.
+/// A driver of one device, with the calls that user space has. A process that calls
+/// [`Device::do_it`] has a server that may close at any moment.
 pub trait Device: 'static {
     fn new(ledger: &Arc<Ledger>) -> Self;
 
@@ -65,7 +65,7 @@ impl Process {
         self.alive.store(false, Ordering::Release);
     }
 
-    /// To be called under the setup lock, before anybody asks for the caller's parent.
+    /// To be called under the setup lock, before the caller's parent is asked for.
     pub fn calls(&self) {
         self.parent_of_caller.store(self.parent, Relaxed);
     }
@@ -117,7 +117,7 @@ impl Ledger {
         Process::new(id, id, parent.id, &self.parent_of_caller)
     }
 
-    /// Another process, whose task lies where that of `dead` lay.
+    /// Another process, with its task where that of `dead` was.
     pub fn successor_of(&self, dead: &Process) -> Process {
         let id = self.next_process();
         Process::new(id, dead.address, 0, &self.parent_of_caller)
@@ -194,7 +194,7 @@ impl Ledger {
         let left = |record: &Record| record.added.is_some() && !(record.shut && record.released);
         assert!(
             !book.sockets.iter().any(left),
-            "a socket was left behind: it is held, and nobody will shut it down"
+            "a socket was left behind: it is held, and will never be shut down"
         );
     }
 }

@@ -96,7 +96,7 @@ impl Number {
         self.0.store(value, Ordering::Release);
     }
 
-    /// Adds where nobody else changes it.
+    /// Adds where no other thread changes it.
     pub fn add_alone(&self, more: u32) {
         self.0.store(self.load() + more, Ordering::Relaxed);
     }

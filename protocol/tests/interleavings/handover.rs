@@ -177,7 +177,7 @@ fn a_kill_reaches_what_a_handover_has_left() {
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "slow: cargo test --release")]
-#[should_panic(expected = "a link lives that nobody will shut down")]
+#[should_panic(expected = "a link lives that will never be shut down")]
 fn a_kill_does_not_reach_what_another_handover_forgets() {
     overtaken(Rules {
         forgets_its_own: false,
@@ -192,7 +192,7 @@ fn drained_twice_replaced(rules: Rules) {
         device.kill_all();
         device.wait_for_receivers();
         let replacing = device.spawn(|device| {
-            // Nobody has had the time to finish the first.
+            // There was no time to finish the first.
             let first = device.put_all(&[&[]], All);
             let second = device.put_all(&[&[]], All);
             for old in [first, second].into_iter().flatten() {

@@ -83,7 +83,7 @@ impl Device {
         }
     }
 
-    /// `let_server_finish`, whose grace is over at any moment, and the `run` that follows it.
+    /// `let_server_finish`, with a grace that is over at any moment, and the `run` that follows it.
     pub fn drain(&self) {
         self.kill_all();
         self.wait_for_receivers();
@@ -98,7 +98,7 @@ impl Device {
         if self.rules.awaits_all_receivers {
             self.wait_for_receivers();
         }
-        // `wait_for_dispatch`.
+        // `quiesce_once`.
         drop(self.dispatch.write().unwrap());
         for connection in &self.connections {
             connection.outbox.close();
@@ -111,12 +111,12 @@ impl Device {
                 self.send_left(connection);
             }
         }
-        self.layer.for_each_request(|request| {
+        self.layer.tagset_busy_iter(|request| {
             if let Some(claim) = request.word.claim() {
                 answer(request, claim, Outcome::End(Status::IoError));
             }
         });
-        self.kick_requeued();
+        self.kick_requeue_list();
         assert_eq!(
             self.end.lock().unwrap().receivers,
             0,

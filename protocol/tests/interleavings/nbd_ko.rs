@@ -2,7 +2,7 @@
 
 //! The setup rules of nbd.ko (Linux 7.3), as a driver for the same harness.
 //!
-//! Its config, with the socket array, lives as long as anybody has the device open, however often
+//! Its config, with the socket array, lives as long as the device has openers, however often
 //! it is shut down; a flag remembers that it was, so that a second shutdown does nothing. The
 //! owner is the address of a task, forgotten by a shutdown alone. Starting lets go of the lock
 //! once, to set up hardware queues, before the device counts as running.
@@ -73,7 +73,7 @@ impl Device for NbdKo {
         config.running = true;
         self.ledger.started(GENERATION, &config.sockets);
         drop(config);
-        // The server closes, and every receiver leaves. Nobody resets the rest: the config lives.
+        // The server closes, and every receiver leaves. The rest is not reset: the config lives.
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use std::{
 pub struct Wish {
     /// The device goes with the generation.
     pub destroy: bool,
-    /// The last close ends the generation, if somebody has used the disk.
+    /// The last close ends the generation, if the disk was used.
     pub disconnect_on_close: bool,
     pub rules: Rules,
 }
@@ -67,7 +67,7 @@ impl Worker {
     }
 }
 
-/// A device, in the system until this is dropped; whoever has it open keeps what is in it.
+/// A device, in the system until this is dropped; an opener keeps what is in it.
 pub struct Entry {
     pub device: Arc<Rnbd>,
     devices: Arc<Devices>,

@@ -3,9 +3,9 @@
 //! Requests that wait to be sent, retold for loom. Mirrors `driver/outbox.rs` and
 //! `driver/sender.rs`: change them together.
 //!
-//! In the driver each connection has a thread that sends. loom has few threads: here whoever wants
-//! the sender is it for a while, once he holds no lock; unless a test gives the connection a thread
-//! ([`Device::sender`](crate::transport::Device::sender)).
+//! In the driver each connection has a thread that sends. loom has few threads: here a task that
+//! wants the sender is it for a while, once it holds no lock; unless a test gives the connection a
+//! thread ([`Device::sender`](crate::transport::Device::sender)).
 
 use crate::block::Ref;
 use loom::sync::{Condvar, Mutex};
@@ -14,7 +14,7 @@ use loom::sync::{Condvar, Mutex};
 #[derive(Default)]
 pub struct Outbox {
     waiting: Mutex<Waiting>,
-    /// Somebody is wanted to send, or has sent.
+    /// A sender is wanted, or has sent.
     changed: Condvar,
 }
 
@@ -24,7 +24,7 @@ struct Waiting {
     /// The connection's sender is to send them.
     due: bool,
     closed: bool,
-    /// Somebody is the sender just now, or a thread is it all the time.
+    /// A task is the sender just now, or a thread is it all the time.
     has_sender: bool,
 }
 
@@ -75,14 +75,14 @@ impl Outbox {
         self.waiting.lock().unwrap().requests.is_empty()
     }
 
-    // Who is the sender.
+    // The sender.
 
     /// A thread is the sender, for good.
     pub fn has_thread(&self) {
         self.waiting.lock().unwrap().has_sender = true;
     }
 
-    /// Becomes the sender, if he is wanted and there is none.
+    /// Becomes the sender, if one is wanted and there is none.
     pub fn become_sender(&self) -> bool {
         let mut waiting = self.waiting.lock().unwrap();
         let wanted = waiting.due && !waiting.has_sender;
@@ -98,7 +98,7 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// Waits until the sender has nothing to do; for one who is no thread.
+    /// Waits until the sender has nothing to do; for one that is no thread.
     pub fn join_sender(&self) {
         let mut waiting = self.waiting.lock().unwrap();
         while waiting.due || waiting.has_sender {

@@ -15,14 +15,14 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// A generation of one connection, whose requests wait for another when that is dead.
+/// A generation of one connection. Its requests wait for another when that is dead.
 fn waiting(event: Event, rules: Rules) -> Arc<Device> {
     let device = Device::make(1, &[&[event]], true, rules);
     device.bring_up();
     device
 }
 
-/// Somebody has given, or gives now, the dead connection another socket, to a good server: the
+/// The dead connection has got another socket, or gets it now, to a good server: the
 /// request is answered.
 fn assert_goes_on(device: &Arc<Device>, taken: usize) {
     if taken == 0 {
@@ -94,7 +94,7 @@ fn parked(rules: Rules) {
         device.wait_for_receivers();
         device.submit(0, 0);
         device.replace(&[&[]], Scope::Dead).unwrap();
-        // At once: nobody has to try again.
+        // At once: there is no second try.
         assert_eq!(device.layer.wait(0), Status::Ok, "a request failed");
         device.kill(0);
         device.join_receivers();

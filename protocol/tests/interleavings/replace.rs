@@ -18,7 +18,7 @@ pub enum Scope {
     Dead,
     /// Dead ones, and when these have theirs, live ones.
     All,
-    /// As well, and whoever sends on one keeps it waiting too long.
+    /// As well, and a sender on one keeps it waiting too long.
     AllStuck,
 }
 
@@ -38,12 +38,12 @@ impl Device {
     pub fn replace(self: &Arc<Self>, sockets: &[&[Event]], scope: Scope) -> Result<usize, Ended> {
         let old = self.put_all(sockets, scope)?;
         let taken = old.len();
-        self.kick_requeued();
+        self.kick_requeue_list();
         self.retire(old);
         Ok(taken)
     }
 
-    pub fn kick_requeued(&self) {
+    pub fn kick_requeue_list(&self) {
         self.hand_out(self.rules.kicks);
     }
 
@@ -110,7 +110,7 @@ impl Device {
         if let Some(partial) = partial.filter(|_| self.rules.resends_parts) {
             if let Some(sending) = partial.request.word.resume(partial.mark) {
                 if let Some(claim) = sending.abandon() {
-                    answer(&partial.request, claim, self.fate());
+                    answer(&partial.request, claim, self.disposition());
                 }
             }
         }

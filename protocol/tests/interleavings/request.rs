@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests whose connection dies, or whose server misbehaves, at any moment: each is completed
-//! exactly once, and none is lost.
+//! Requests on a connection that dies, or to a server that misbehaves, at any moment: each is
+//! completed exactly once, and none is lost.
 
 use crate::{
     block::Status,
@@ -12,8 +12,9 @@ use crate::{
     transport::Device,
 };
 
-/// One request on one connection that is killed at any moment; nobody drains. Whoever meets the
-/// death has to see to the request: the sender that looks again after the send, or the receiver.
+/// One request on one connection that is killed at any moment; there is no drain. The task that
+/// meets the death has to see to the request: the sender that looks again after the send, or the
+/// receiver.
 fn killed(name: &str, preemptions: usize, event: Event) {
     explore(name, Some(preemptions), move || {
         let device = Device::running(1, &[&[event]]);

@@ -57,7 +57,7 @@ impl Owner for Process {
 pub struct Attachment {
     pub generation: u64,
     sockets: StdMutex<Vec<Socket>>,
-    /// Who ends it; none if that is a task in `NBD_DO_IT`.
+    /// The worker that ends it; none if that is a task in `NBD_DO_IT`.
     worker: Option<Worker>,
 }
 
@@ -278,8 +278,8 @@ impl Device for Rnbd {
             dispose(orphan);
         }
         added.map_err(|_| Refused)?;
-        // As multi-connection clients do; whoever lost the setup meanwhile is refused, or starts
-        // another one without a socket.
+        // As multi-connection clients do; a process that lost the setup meanwhile is refused, or
+        // starts another one without a socket.
         self.set_flags(caller)
     }
 
@@ -288,7 +288,7 @@ impl Device for Rnbd {
         // The server closes.
         let retired = self.retire(EndReason::ConnectionsLost);
         assert!(self.stop(retired), "what runs was ended behind its keeper");
-        // `drain`: nobody but the phase and those who have just ended it holds the attachment.
+        // `drain`: only the phase and the tasks that have just ended it hold the attachment.
         drop(attachment);
         let reason = self.lock().drained();
         assert!(reason.is_some(), "what drains was ended behind its keeper");

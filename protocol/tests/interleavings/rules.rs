@@ -11,9 +11,9 @@ pub struct Rules {
     pub minds_epochs: bool,
     /// Requests are taken from the dead link alone, not from the one that has replaced it.
     pub releases_its_own: bool,
-    /// Who puts a link looks whether it died before.
+    /// The task that puts a link looks whether it died before.
     pub finds_stillborn: bool,
-    /// Who puts a link looks whether the generation has ended.
+    /// The task that puts a link looks whether the generation has ended.
     pub sees_the_end: bool,
     /// Requests that wait for a connection are sent when there is one.
     pub kicks: bool,
@@ -31,15 +31,15 @@ pub struct Rules {
     pub ends_once: bool,
     /// A worker does not end a generation that is still being brought up.
     pub ends_after_start: bool,
-    /// Who cannot send at once has the connection's sender do it.
+    /// A submitter that cannot send at once has the connection's sender do it.
     pub commits: bool,
-    /// Who comes last has what came before sent too, also if he goes elsewhere or fails.
+    /// The last submitter has what came before sent too, also if it goes elsewhere or fails.
     pub commits_what_came_before: bool,
     /// The drain gives back what still waits to be sent.
     pub gives_back_what_is_left: bool,
     /// A link's death is counted before its receiver can leave.
     pub counts_before_shutdown: bool,
-    /// A generation that begins forgets who used the last one before a close can see it.
+    /// A generation that begins forgets that the last one was used before a close can see it.
     pub forgets_use_at_once: bool,
     /// The last close ends the generation that it has looked at.
     pub closes_in_one_step: bool,

@@ -64,7 +64,7 @@ impl<D: Device> Room<D> {
         thread::spawn(move || room.act(&process, acts))
     }
 
-    /// Everybody else is dead: a newcomer can use the device.
+    /// All other processes are dead: a newcomer can use the device.
     fn assert_free(&self) {
         let newcomer = self.ledger.process();
         assert!(
@@ -162,7 +162,7 @@ fn rnbd_leaves_no_socket_behind() {
 }
 
 #[test]
-#[should_panic(expected = "a socket was left behind: it is held, and nobody will shut it down")]
+#[should_panic(expected = "a socket was left behind: it is held, and will never be shut down")]
 fn nbd_ko_leaves_a_socket_behind() {
     cleared_in_setup::<NbdKo>();
 }

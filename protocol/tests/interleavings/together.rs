@@ -34,7 +34,7 @@ fn requests_sent_together_survive_the_death_of_their_connection() {
     killed("together, a part is answered", &[SignalAndAnswer, Silence]);
 }
 
-/// Two submitters, of whom one may find the other sending.
+/// Two submitters; one may find the other sending.
 fn met(name: &str, rules: Rules) {
     explore(name, Some(2), move || {
         let device = Device::make(2, &[&[]], false, rules);
@@ -139,7 +139,7 @@ fn drained(name: &str, rules: Rules) {
     });
 }
 
-/// The second of two fails: who drains is the last who could see to the first.
+/// The second of two fails: the drain is the last that could see to the first.
 const FORGETFUL: Rules = Rules {
     commits_what_came_before: false,
     ..Rules::DRIVER

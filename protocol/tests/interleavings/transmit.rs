@@ -35,7 +35,7 @@ impl Device {
         self.hand_out(false);
     }
 
-    /// As well as what is parked, if somebody says so or its time is over.
+    /// As well as what is parked, if that is asked for or its time is over.
     pub fn hand_out(&self, parked: bool) {
         self.layer.hand_out(parked, |request| {
             self.await_deaths();
@@ -44,7 +44,7 @@ impl Device {
     }
 
     /// The driver just tries again what it could not send over a link that was just dying. Here
-    /// whoever kills or replaces it must move first.
+    /// the task that kills or replaces it must move first.
     fn await_deaths(&self) {
         for connection in &self.connections {
             let link = connection.link();
@@ -89,7 +89,7 @@ impl Device {
         last: bool,
         wanted: &mut bool,
     ) -> Result<bool, Outcome> {
-        let connection = self.choose(queue).ok_or_else(|| self.fate())?;
+        let connection = self.choose(queue).ok_or_else(|| self.disposition())?;
         connection.outbox.put(request);
         let is_own = connection.index == self.own(queue).index;
         let waits = if self.rules.commits_what_came_before {
@@ -145,13 +145,13 @@ impl Device {
     ) -> Result<usize, Outcome> {
         let mut earlier = None;
         if tx.link.is_dead() || self.draining.is_set() {
-            return Err(self.fate());
+            return Err(self.disposition());
         }
         if !self.finish_earlier(connection, tx, &mut earlier) {
             return Err(Outcome::Requeue);
         }
         if tx.link.is_dead() {
-            return Err(self.fate());
+            return Err(self.disposition());
         }
         let together = &requests[..requests.len().min(TOGETHER)];
         let Tx { link, sequence, .. } = &mut *tx;
@@ -211,7 +211,7 @@ impl Device {
                 sending.sent();
                 if self.rules.looks_again && tx.link.is_dead() {
                     if let Some(claim) = request.word.claim_from(tx.link.route) {
-                        answer(request, claim, self.fate());
+                        answer(request, claim, self.disposition());
                     }
                 }
             }
@@ -230,7 +230,7 @@ impl Device {
             Sent::Failed => {
                 self.kill_link(connection, &tx.link, Death::Broken);
                 if let Some(claim) = sending.abandon() {
-                    answer(request, claim, self.fate());
+                    answer(request, claim, self.disposition());
                 }
             }
         }
@@ -248,7 +248,8 @@ impl Device {
         }
     }
 
-    /// Gives a connection a sender with a thread of its own, who also hands out what was put back.
+    /// Gives a connection a sender with a thread of its own, which also hands out what was put
+    /// back.
     pub fn sender(self: &Arc<Self>, connection: usize) -> thread::JoinHandle<()> {
         self.connections[connection].outbox.has_thread();
         self.spawn(move |device| {

@@ -149,26 +149,26 @@ impl Device {
         }
     }
 
-    pub fn fate(&self) -> Outcome {
+    pub fn disposition(&self) -> Outcome {
         if self.draining.is_set() {
             Outcome::End(Status::IoError)
         } else if self.live.load() > 0 {
             Outcome::Requeue
         } else if self.waits && *self.lost.lock().unwrap() {
-            Outcome::Park
+            Outcome::RequeueDelayed
         } else {
             Outcome::End(Status::IoError)
         }
     }
 
     fn release_stranded(&self, route: Route) {
-        self.layer.for_each_request(|request| {
+        self.layer.tagset_busy_iter(|request| {
             let from = match request.word.route() {
                 Some(other) if !self.rules.releases_its_own => other,
                 _ => route,
             };
             if let Some(claim) = request.word.claim_from(from) {
-                answer(request, claim, self.fate());
+                answer(request, claim, self.disposition());
             }
         });
     }
@@ -224,7 +224,7 @@ impl Device {
 
     /// The block layer looks for requests that take too long.
     pub fn time_out(&self) {
-        self.layer.for_each_request(|request| {
+        self.layer.tagset_busy_iter(|request| {
             let Some(route) = request.word.route() else {
                 return;
             };
@@ -271,7 +271,7 @@ impl Device {
         let links = self.links.lock().unwrap();
         assert!(
             links.iter().all(|link| link.is_dead()),
-            "a link lives that nobody will shut down"
+            "a link lives that will never be shut down"
         );
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The request word alone: whoever races, one of them may answer.
+//! The request word alone: of those that race, one may answer.
 
 use crate::explore::{explore, RequestWord};
 use loom::thread;

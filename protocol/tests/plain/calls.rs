@@ -6,7 +6,7 @@ use super::Setting;
 use proptest::prelude::*;
 use rnbd_protocol::setup::{DiskUse, EndReason};
 
-/// What somebody does to the device, or what happens to it.
+/// What a process does to the device, or what happens to it.
 #[derive(Clone, Debug)]
 pub enum Call {
     Add {

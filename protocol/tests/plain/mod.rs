@@ -136,7 +136,7 @@ impl Plain {
         self.people[who].alive
     }
 
-    /// Somebody else, who lives, is setting the device up.
+    /// Another process, which lives, is setting the device up.
     fn taken(&self, who: usize) -> bool {
         self.phase == "setup" && self.owner.is_some_and(|o| o != who && self.people[o].alive)
     }
@@ -336,7 +336,8 @@ impl Plain {
         (vec![], self.sockets.clone())
     }
 
-    /// Whose generation has ended may clear once more without hitting the next living owner.
+    /// The owner of a generation that has ended may clear once more without hitting the next living
+    /// owner.
     pub fn clear(&mut self, who: usize) -> (Vec<u32>, Vec<u32>) {
         let others = self.owner.is_some_and(|o| o != who && self.people[o].alive);
         if self.clear_due == Some(who) {

@@ -62,7 +62,7 @@ impl Process {
     }
 }
 
-/// Runs `step` as `process` would: the kernel asks who the caller's parent is.
+/// Runs `step` as `process` would: the kernel looks up the caller's parent.
 pub fn as_caller(process: &Process, step: impl FnOnce()) {
     let before = PARENT_OF_CALLER.replace(process.parent);
     step();

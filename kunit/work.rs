@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Deferred work (`abstractions/deferred.rs`).
+//! Work items of objects (`abstractions/work.rs`).
 
 use super::fixture::{Census, Counted, Event};
 use crate::abstractions::{
-    deferred::{Deferred, Later},
+    work::{WithWork, WorkFunc},
     workqueue::Workqueue,
 };
 use core::convert::Infallible;
@@ -26,15 +26,15 @@ struct Worker {
     _counted: Counted,
 }
 
-impl Later for Worker {
-    fn later(this: &Arc<Deferred<Self>>) {
+impl WorkFunc for Worker {
+    fn run(this: &Arc<WithWork<Self>>) {
         this.calls.fetch_add(1, Full);
         this.entered.happen();
         this.leave.wait();
     }
 }
 
-fn worker(census: &Census) -> Result<Arc<Deferred<Worker>>> {
+fn worker(census: &Census) -> Result<Arc<WithWork<Worker>>> {
     let (entered, leave) = (Event::new()?, Event::new()?);
     let worker = pin_init!(Worker {
         calls: Atomic::new(0),
@@ -42,10 +42,10 @@ fn worker(census: &Census) -> Result<Arc<Deferred<Worker>>> {
         leave: leave,
         _counted: census.make(),
     });
-    Arc::pin_init(Deferred::new::<Infallible>(worker), GFP_KERNEL)
+    Arc::pin_init(WithWork::new::<Infallible>(worker), GFP_KERNEL)
 }
 
-#[kunit_tests(rnbd_deferred)]
+#[kunit_tests(rnbd_work)]
 mod tests {
     use super::*;
 
@@ -56,7 +56,7 @@ mod tests {
         worker.leave.happen();
         queue.flush();
         assert_eq!(worker.calls.load(Relaxed), 0);
-        Deferred::schedule_on(&worker, &queue);
+        WithWork::queue_work(&worker, &queue);
         queue.flush();
         assert_eq!(worker.calls.load(Relaxed), 1);
         Ok(())
@@ -66,11 +66,11 @@ mod tests {
     fn scheduled_while_it_runs_called_once_more() -> Result {
         let (census, queue) = (Census::new()?, Workqueue::new(c"rnbd-kunit")?);
         let worker = worker(&census)?;
-        Deferred::schedule_on(&worker, &queue);
+        WithWork::queue_work(&worker, &queue);
         worker.entered.wait();
         // The first of these queues it again; the others find it queued.
         for _ in 0..10 {
-            Deferred::schedule_on(&worker, &queue);
+            WithWork::queue_work(&worker, &queue);
         }
         worker.leave.happen();
         queue.flush();
@@ -83,7 +83,7 @@ mod tests {
         let (census, queue) = (Census::new()?, Workqueue::new(c"rnbd-kunit")?);
         let worker = worker(&census)?;
         let (entered, leave) = (worker.entered.clone(), worker.leave.clone());
-        Deferred::schedule_on(&worker, &queue);
+        WithWork::queue_work(&worker, &queue);
         entered.wait();
         drop(worker);
         assert_eq!(census.alive(), 1);

@@ -47,12 +47,12 @@ impl fmt::Display for Family {
 /// The address of one end of a socket; it may have none.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub(crate) struct Address {
+pub(crate) struct SockAddr {
     bytes: [u8; STORAGE],
     len: usize,
 }
 
-impl Address {
+impl SockAddr {
     /// An address as the kernel writes it: `fill` gets room for the largest, and returns the
     /// length, or a negative errno for none.
     pub(super) fn read(fill: impl FnOnce(*mut bindings::sockaddr) -> i32) -> Self {
@@ -111,7 +111,7 @@ fn write_escaped(f: &mut fmt::Formatter<'_>, path: &[u8]) -> fmt::Result {
     })
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for SockAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write(f).unwrap_or_else(|| f.write_str("-"))
     }
