@@ -83,6 +83,9 @@ uninstall: ## remove it again
 check: ## formatting, lints, documentation, no unsafe code where there must be none
 	@toolchain/check
 
+arrows: ## print which files of driver/ import which, room by room
+	@toolchain/enter toolchain/inside/check-layers --list
+
 fmt: ## format all Rust code
 	@toolchain/enter toolchain/inside/check-fmt --write
 

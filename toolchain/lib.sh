@@ -77,12 +77,24 @@ show_progress() {
 	done
 }
 
-# step TEXT LOGNAME CMD...: run CMD with its output in a log; one line with its time, or the log's end.
+# announce TEXT: a line for a step that lasts, where there is no terminal: a log must not stay empty for minutes.
+announce() {
+	local pause
+	# A pipe that nobody writes to. What is killed here is this shell alone: a `sleep` would outlive it, with its files.
+	exec {pause}<> <(:)
+	read -rt 2 -u "$pause" || ! kill -0 $$ 2>/dev/null || say "  $1 ..."
+}
+
+# step TEXT LOGNAME CMD...: run CMD with its output in a log; one line with its time, or the log's end. One that lasts
+# is seen to: on a terminal in a line that moves, elsewhere in a line that says what has begun.
 step() {
 	local text=$1 log=$LOGS/$2.log start=$EPOCHREALTIME ticker='' status=0
 	shift 2
 	: >"$log"
-	if [[ -t 2 && ! ${IN_BACKGROUND-} ]]; then
+	if [[ ! -t 2 ]]; then
+		announce "$text" &
+		ticker=$!
+	elif [[ ! ${IN_BACKGROUND-} ]]; then
 		show_progress "$text" "$log" &
 		ticker=$!
 	fi
@@ -90,7 +102,7 @@ step() {
 	if [[ $ticker ]]; then
 		kill "$ticker" 2>/dev/null || true
 		wait "$ticker" 2>/dev/null || true
-		printf '\r\033[K' >&2
+		[[ ! -t 2 ]] || printf '\r\033[K' >&2
 	fi
 	if ((status)); then
 		say "  $text: failed (exit status $status). The last lines of $log:"

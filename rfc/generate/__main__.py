@@ -33,7 +33,7 @@ class Generator:
         self.project, self.tree, self.author, self.day = project, tree, author, day
         self.series = series.read(project / "rfc/series")
         files = [path for folder in SOURCES for path in sorted((project / folder).rglob("*")) if path.is_file()]
-        self.files = ["rnbd_main.rs"] + [str(path.relative_to(project)) for path in files]
+        self.files = ["rnbd.rs"] + [str(path.relative_to(project)) for path in files]
         self.copied = {source for patch in self.series.patches for source, _ in patch.copies}
         self.sources = [file for file in self.files if file.endswith(".rs") and not self.series.is_left_out(file)
                         and file not in self.series.kernel_has]
@@ -64,7 +64,7 @@ class Generator:
         text = translator.translate((self.project / source).read_text())
         later = translator.needs - self.there - {None}
         # The root of a crate comes with the first patch that is built, and what is not built may refer to it.
-        if later - {"rnbd_main.rs"}:
+        if later - {"rnbd.rs"}:
             raise Wrong(f"{source} uses {', '.join(sorted(later))}, which a later patch brings")
         folder = Path(target).parent if target == ROOT else Path(target.removesuffix(".rs"))
         there = {self.places.targets[file] for file in self.there}

@@ -19,7 +19,7 @@ USE = re.compile(r"^(?P<visibility>pub(?:\([a-z ]+\))? )?use (?P<tree>[^;]*);\n"
 def old_module(source):
     """Names of the module that a source file is here: abstractions/net/mod.rs is abstractions::net."""
     parts = source.removesuffix(".rs").split("/")
-    if parts[-1] in ("mod", "rnbd_main"):
+    if parts[-1] == "mod" or parts == ["rnbd"]:
         parts.pop()
     return parts
 

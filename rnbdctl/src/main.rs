@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `rnbdctl`: network block devices for people, with rnbd.ko and with nbd.ko.
 
+#![forbid(unsafe_code)]
+
 mod address;
 mod change;
 mod cli;

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Output for people: calm lines on standard output, and on a terminal one more that shows what is going on.
+//! Output for people: calm lines on standard output, and on a terminal one more that shows what is going on. Elsewhere
+//! what goes on for a while gets a line when it has done so, that a log does not stay empty.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
@@ -10,8 +13,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// Where lines go.
 pub struct Terminal {
     progress: ProgressBar,
+    /// Where there is no terminal.
+    announcer: Option<Sender<String>>,
     hidden: bool,
 }
+
+/// What takes less needs no line that it goes on.
+const SHORT: Duration = Duration::from_secs(5);
 
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -25,16 +33,22 @@ impl Terminal {
         if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg}  {elapsed}") {
             progress.set_style(style);
         }
-        Terminal { progress, hidden: false }
+        let announcer = (!std::io::stderr().is_terminal()).then(|| {
+            let (sender, receiver) = channel();
+            thread::spawn(move || announce(&receiver));
+            sender
+        });
+        Terminal { progress, announcer, hidden: false }
     }
 
     /// Shows nothing.
     pub fn hidden() -> Terminal {
-        Terminal { progress: ProgressBar::hidden(), hidden: true }
+        Terminal { progress: ProgressBar::hidden(), announcer: None, hidden: true }
     }
 
     /// Shows what is going on, from now.
     pub fn busy(&self, text: &str) {
+        self.announce(text);
         self.progress.reset_elapsed();
         self.progress.set_message(text.to_owned());
         self.progress.enable_steady_tick(Duration::from_millis(100));
@@ -42,7 +56,15 @@ impl Terminal {
 
     /// Nothing is going on any more.
     pub fn idle(&self) {
+        self.announce("");
         self.progress.finish_and_clear();
+    }
+
+    fn announce(&self, text: &str) {
+        if let Some(announcer) = &self.announcer {
+            // It ends with the process alone.
+            let _ = announcer.send(text.to_owned());
+        }
     }
 
     /// A line as it is.
@@ -74,6 +96,23 @@ impl Terminal {
     /// More about the line before.
     pub fn detail(&self, text: &str) {
         self.line(&format!("         {DIM}|{DIM:#} {text}"));
+    }
+}
+
+/// Says on standard error what has been going on for a while; nothing is an empty text.
+fn announce(receiver: &Receiver<String>) {
+    let mut next = receiver.recv().ok();
+    while let Some(text) = next {
+        next = match receiver.recv_timeout(SHORT) {
+            Ok(text) => Some(text),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => {
+                if !text.is_empty() {
+                    let _ = writeln!(std::io::stderr(), "  ...    {text}");
+                }
+                receiver.recv().ok()
+            }
+        };
     }
 }
 

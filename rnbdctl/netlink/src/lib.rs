@@ -2,6 +2,8 @@
 //! A client of the kernel's generic netlink family `nbd`: its commands, and its notifications. nbd.ko has it, and
 //! rnbd.ko.
 
+#![forbid(unsafe_code)]
+
 mod family;
 mod talk;
 
