@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[Test::new(
 .known_on_nbd(EBUSY_FOR_EVER)];
 
 /// An image with two partitions, attached, and its client.
-fn attached_partitions(context: &Context) -> Result<(Server, Child)> {
+pub fn attached_partitions(context: &Context) -> Result<(Server, Child)> {
     let server = partitioned(context, "dos")?;
     let client = Setup::for_server(&server).attach_in_child(0, &server)?;
     // The table is read at the first open of a running device.
@@ -35,8 +35,8 @@ fn attached_partitions(context: &Context) -> Result<(Server, Child)> {
     Ok((server, client))
 }
 
-const P1: &str = "/dev/nbd0p1";
-const P2: &str = "/dev/nbd0p2";
+pub const P1: &str = "/dev/nbd0p1";
+pub const P2: &str = "/dev/nbd0p2";
 
 fn open(path: &str) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)

@@ -4,19 +4,18 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::image::{Image, SIZE, dies};
 use crate::cgroup::Cgroup;
 use crate::device::{Device, open_direct, write_direct};
-use crate::netlink::{attr, attr_u64};
+use crate::netlink::{Client, attr, attr_u64};
 use crate::process::{PATIENCE, describe_task, fork_child, wait_for};
-use crate::server::wire::{REPLY_MAGIC, reply};
 use crate::server::{Action, Command, Export, Server};
-use crate::tests::netlink::attached::Attached;
+use crate::tests::netlink::attached::{Attached, connect_sockets, sockets};
 use crate::tests::teardown::EBUSY_FOR_EVER;
 use crate::tests::{Checks, Context, Test, skip};
 use crate::userfault::Late;
@@ -123,49 +122,62 @@ impl Drop for Ratios {
     }
 }
 
-fn in_progress(_: &Context) -> Result<()> {
-    const SIZE: u64 = 256 << 20;
-    const WHOLE: usize = 192 << 20;
+fn in_progress(context: &Context) -> Result<()> {
     let _ratios = Ratios::now()?;
     let _limits = (
         Limit::set("/proc/sys/vm/dirty_background_bytes", 1 << 20)?,
         Limit::set("/proc/sys/vm/dirty_bytes", 4 << 20)?,
     );
-    // It takes its time, and keeps nothing.
-    let a = Server::with_behaviour(Export::memory(SIZE)?, |request| match request.command {
-        Command::Write => {
-            std::thread::sleep(Duration::from_millis(50));
-            Action::Send(reply(REPLY_MAGIC, 0, request.cookie).to_vec())
-        }
+    let mut checks = Checks::default();
+    for _ in 0..context.rounds(3, 1) {
+        half_done(&mut checks)?;
+    }
+    checks.done()
+}
+
+/// Writers sleep for 200 ms at a time, for too much is dirty. Whoever wakes while there is no attachment has his write()
+/// end, and proves nothing. So there are several, and the next image comes at once.
+fn half_done(checks: &mut Checks) -> Result<()> {
+    const WRITERS: u64 = 4;
+    const EACH: u64 = 64 << 20;
+    const SIZE: u64 = WRITERS * EACH;
+    // It takes some and is silent then, so that what is dirty stays so until it is detached.
+    let taken = AtomicUsize::new(0);
+    let a = Server::with_behaviour(Export::memory(SIZE)?, move |request| match request.command {
+        Command::Write if taken.fetch_add(1, Ordering::SeqCst) >= 8 => Action::Ignore,
         _ => Action::Serve,
     });
-    let attached = Attached::new(&a, 1, &[])?;
-    let opener = Device::open(0)?;
-    let (sender, result) = channel();
-    std::thread::Builder::new().name("the writer".to_owned()).spawn(move || {
-        let data = vec![0xc7; WHOLE];
-        let written = opener.file().write_at(&data, 0);
-        let synced = opener.file().sync_all();
-        drop(opener);
-        let _ = sender.send((written, synced));
-    })?;
-    wait_for("some of it to be written", || a.seen_of(Command::Write).len() >= 4)?;
-    attached.disconnect()?;
     let b = Server::new(Export::memory(SIZE)?);
-    let attached = Attached::new(&b, 1, &[]).context("while somebody writes")?;
-    let early = result.try_recv();
-    println!("when the next image was attached the writer had {early:?}");
-    let (written, synced) = match early {
-        Ok(done) => done,
-        Err(_) => {
-            result.recv_timeout(3 * *PATIENCE).with_context(|| format!("the writer hangs\n{}", told()))?
-        }
-    };
-    println!("write gave {written:?}, fsync {synced:?}");
-    let mut checks = Checks::default();
+    let (client, offered) = (Client::open()?, sockets(&b, 1)?);
+    let attached = Attached::new(&a, 1, &[])?;
+    let (sender, results) = channel();
+    for number in 0..WRITERS {
+        let (opener, sender) = (Device::open(0)?, sender.clone());
+        std::thread::Builder::new().name(format!("writer {number}")).spawn(move || {
+            let written = opener.file().write_at(&vec![0xc7; EACH as usize], number * EACH);
+            let synced = opener.file().sync_all();
+            drop(opener);
+            let _ = sender.send((written, synced));
+        })?;
+    }
+    wait_for("some of it to be written", || a.seen_of(Command::Write).len() > 8)?;
+    let ends = std::thread::spawn(move || attached.disconnect());
+    wait_for("the next image to be attached, while somebody writes", || {
+        let connected = connect_sockets(&client, Some(0), SIZE, &offered, &[]);
+        matches!(connected, Ok(Ok(_)))
+    })?;
+    ends.join().map_err(|_| anyhow!("DISCONNECT panicked"))??;
+    drop(offered);
+    for _ in 0..WRITERS {
+        let (written, synced) =
+            results.recv_timeout(3 * *PATIENCE).with_context(|| format!("a writer hangs\n{}", told()))?;
+        println!("write gave {written:?}, fsync {synced:?}");
+        let whole = written.as_ref().is_ok_and(|count| *count as u64 == EACH);
+        checks.that("all was written, and fsync succeeded", !(whole && synced.is_ok()));
+    }
     nix::unistd::sync();
     Device::open(0)?.file().sync_all().context("fsync by a new open")?;
-    attached.disconnect()?;
+    client.disconnect(0)?.map_err(|refusal| anyhow!("DISCONNECT: {refusal:?}"))?;
     b.wait_closed()?;
     let seen = b.seen_of(Command::Write);
     let bytes: u64 = seen.iter().map(|request| u64::from(request.length)).sum();
@@ -176,7 +188,7 @@ fn in_progress(_: &Context) -> Result<()> {
             break;
         }
     }
-    checks.done()
+    Ok(())
 }
 
 fn throttled(context: &Context) -> Result<()> {
