@@ -4,12 +4,14 @@
 mod attach;
 mod bench;
 mod blocked;
+mod cgroup;
 mod demo;
 mod device;
 mod kmsg;
 mod ktap;
 mod kunit;
 mod leaks;
+mod mapping;
 mod modules;
 mod mounted;
 mod process;
@@ -20,6 +22,7 @@ mod server;
 mod swap;
 mod tests;
 mod uevent;
+mod userfault;
 
 use std::process::ExitCode;
 

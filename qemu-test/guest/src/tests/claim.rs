@@ -216,20 +216,21 @@ fn same_owner(context: &Context) -> Result<()> {
 }
 
 /// A dm device of one linear target, removed when dropped.
-struct Linear;
+pub struct Linear;
 
 impl Linear {
     const NAME: &'static str = "rnbd-test";
-    const NODE: &'static str = "/dev/mapper/rnbd-test";
+    pub const NODE: &'static str = "/dev/mapper/rnbd-test";
 
-    fn new() -> Result<Linear> {
-        let table = format!("0 {} linear /dev/nbd0 0", SIZE / 512);
+    /// On all of a device.
+    pub fn on(path: &str, sectors: u64) -> Result<Linear> {
+        let table = format!("0 {sectors} linear {path} 0");
         run("dmsetup", &["create", Linear::NAME, "--noudevsync", "--table", &table])?;
         run("dmsetup", &["mknodes", Linear::NAME])?;
         Ok(Linear)
     }
 
-    fn remove(self) -> Result<()> {
+    pub fn remove(self) -> Result<()> {
         std::mem::forget(self);
         run("dmsetup", &["remove", "--noudevsync", Linear::NAME]).map(drop)
     }
@@ -245,7 +246,7 @@ fn dm(_: &Context) -> Result<()> {
     need(&["dmsetup"])?;
     run("modprobe", &["dm-mod"])?;
     let (a, mut client) = image_a()?;
-    let linear = Linear::new()?;
+    let linear = Linear::on("/dev/nbd0", SIZE / 512)?;
     let direct = open_direct(Linear::NODE)?;
     round_trip(&direct, 8192, &[0x1d; 4096])?;
     dies(&a, &mut client)?;
@@ -273,15 +274,19 @@ fn swap(_: &Context) -> Result<()> {
     checks.done()
 }
 
-/// Detached when dropped.
-struct Loop(String);
+/// A loop device on the device, detached when dropped.
+pub struct Loop(String);
 
 impl Loop {
-    fn new() -> Result<Loop> {
+    pub fn new() -> Result<Loop> {
         run("modprobe", &["loop"])?;
         let name = run("losetup", &["-f"])?.trim().to_owned();
         run("losetup", &[&name, "/dev/nbd0"])?;
         Ok(Loop(name))
+    }
+
+    pub fn path(&self) -> &str {
+        &self.0
     }
 }
 

@@ -6,6 +6,7 @@ mod claim;
 mod clients;
 mod data;
 mod debugfs;
+mod disks;
 mod draining;
 mod end;
 mod errors;
@@ -143,6 +144,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         calls::TESTS,
     ]
     .into_iter()
+    .chain(disks::TESTS)
     .chain(load::TESTS)
     .chain(fault::TESTS)
     .chain(netlink::TESTS)
@@ -213,6 +215,13 @@ impl Checks {
     pub fn that(&mut self, what: &str, holds: bool) {
         if !holds {
             self.0.push(what.to_owned());
+        }
+    }
+
+    /// What has failed elsewhere fails here, and what is to be seen after it is looked at.
+    pub fn also(&mut self, result: Result<()>) {
+        if let Err(error) = result {
+            self.0.push(format!("{error:#}"));
         }
     }
 
