@@ -47,6 +47,11 @@ module! {
     alias: ["net-pf-16-proto-16-family-nbd"],
 }
 
+/// This module (`THIS_MODULE`), as the owner of what it registers.
+const fn this_module() -> &'static ThisModule {
+    abstractions::compat::module::this_module::<driver::Module>()
+}
+
 module_params! {
     module: "rnbd";
     /// How many devices there are from the start.

@@ -16,12 +16,8 @@ mod status;
 mod worker;
 
 use crate::{
-    abstractions::{
-        compat::module::this_module,
-        net::genetlink::{
-            nla_total_size, Declaration, Family, MulticastGroup, PutAttributes, Registration,
-            SmallOps,
-        },
+    abstractions::net::genetlink::{
+        nla_total_size, Declaration, Family, MulticastGroup, PutAttributes, Registration, SmallOps,
     },
     driver::devices::Devices,
     protocol::netlink::{attribute, command, FAMILY_NAME, FAMILY_VERSION, MULTICAST_GROUP},
@@ -33,7 +29,7 @@ use kernel::{prelude::*, sync::Arc};
 /// Unlike nbd.ko's its operations run in parallel: none waits for another one's device, nor do
 /// other families wait for them.
 static FAMILY: Family<Arc<Devices>> = Family::new(Declaration {
-    module: this_module::<crate::driver::Module>(),
+    module: crate::this_module(),
     name: FAMILY_NAME,
     version: FAMILY_VERSION,
     policies: policy::ATTRIBUTES.as_slice(),
