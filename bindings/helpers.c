@@ -92,6 +92,21 @@ void rnbd_helper_disk_need_part_scan(struct gendisk *disk)
 	set_bit(GD_NEED_PART_SCAN, &disk->state);
 }
 
+void rnbd_helper_dev_set_uevent_suppress(struct device *dev, bool val)
+{
+	dev_set_uevent_suppress(dev, val);
+}
+
+bool rnbd_helper_mapping_empty(struct address_space *mapping)
+{
+	return mapping_empty(mapping);
+}
+
+void rnbd_helper_mapping_set_folio_min_order(struct address_space *mapping, unsigned int min)
+{
+	mapping_set_folio_min_order(mapping, min);
+}
+
 struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q)
 {
 	return queue_limits_start_update(q);

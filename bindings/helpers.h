@@ -10,6 +10,7 @@
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/cred.h>
+#include <linux/pagemap.h>
 #include <linux/pid.h>
 #include <net/genetlink.h>
 #include <net/sock.h>
@@ -34,6 +35,9 @@ unsigned int rnbd_helper_disk_openers(struct gendisk *disk);
 sector_t rnbd_helper_get_capacity(struct gendisk *disk);
 bool rnbd_helper_get_disk_ro(struct gendisk *disk);
 void rnbd_helper_disk_need_part_scan(struct gendisk *disk);
+void rnbd_helper_dev_set_uevent_suppress(struct device *dev, bool val);
+bool rnbd_helper_mapping_empty(struct address_space *mapping);
+void rnbd_helper_mapping_set_folio_min_order(struct address_space *mapping, unsigned int min);
 struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q);
 void rnbd_helper_queue_limits_cancel_update(struct request_queue *q);
 void rnbd_helper_blk_queue_disable_discard(struct request_queue *q);

@@ -12,7 +12,7 @@ use super::{
     nbd::{Nbd, RequestData},
 };
 use crate::abstractions::{
-    block::mq::{Disk, IoctlMode, OpenMode, Operations, Request, Timeout},
+    block::mq::{Disk, IoctlMode, OpenMode, Operations, Request, Timeout, Unopened},
     pid,
 };
 use kernel::prelude::*;
@@ -56,6 +56,7 @@ impl Operations for Nbd {
     }
 
     fn open(disk: &Disk<Self>, mode: OpenMode) -> Result {
+        disk.data().device.lock_setup().disk.opened();
         // An open for reading may be udev's; but from a read-only disk no more than that can be wanted.
         if mode.writable || mode.exclusive || disk.is_read_only() {
             disk.data().device.note_use();
@@ -63,11 +64,16 @@ impl Operations for Nbd {
         Ok(())
     }
 
-    fn release(disk: &Disk<Self>, last: bool) {
-        end::closed(disk.data(), last, pid::current_is_exiting());
+    fn release(disk: &Disk<Self>, unopened: Option<Unopened<'_, Self>>) {
+        end::closed(disk, unopened, pid::current_is_exiting());
     }
 
     fn ioctl(disk: &Disk<Self>, mode: IoctlMode, cmd: u32, arg: usize) -> Result<i32> {
+        let mode = match disk.data().is_current() {
+            true => mode,
+            // To have a disk that is gone for oneself says nothing of the one that is there.
+            false => IoctlMode::NOT_EXCL,
+        };
         ioctl::handle(&disk.data().device, mode, cmd, arg)
     }
 }

@@ -19,9 +19,8 @@ use kernel::{
 /// The devices there are.
 #[pin_data]
 pub(crate) struct Devices {
-    maker: Maker,
+    maker: Arc<Maker>,
     debugfs: Dir,
-    keepers: Arc<Workqueue>,
     #[pin]
     table: Mutex<RBTree<u32, Place>>,
     /// A place in the table has changed.
@@ -75,13 +74,12 @@ impl Drop for ReservedIndex {
 }
 
 impl Devices {
-    /// No devices yet. Those that are attached by netlink are ended on `keepers`.
-    pub(crate) fn new(maker: Maker, debugfs: Dir, keepers: Arc<Workqueue>) -> Result<Arc<Self>> {
+    /// No devices yet.
+    pub(crate) fn new(maker: Arc<Maker>, debugfs: Dir) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 maker,
                 debugfs,
-                keepers,
                 table <- new_mutex!(RBTree::new(), "rnbd::devices"),
                 changed <- new_condvar!("rnbd::devices_changed"),
             }),
@@ -93,9 +91,9 @@ impl Devices {
         self.maker.module
     }
 
-    /// Where devices that are attached by netlink are ended.
-    pub(crate) fn keepers(&self) -> &Workqueue {
-        &self.keepers
+    /// Where generations of netlink are ended.
+    pub(crate) fn workers(&self) -> &Workqueue {
+        &self.maker.workers
     }
 
     /// How many there are. For an estimate: it may have changed when this returns.
@@ -204,7 +202,7 @@ impl Devices {
             index,
         };
         let name = CString::try_from_fmt(fmt!("nbd{index}"))?;
-        let device = Device::new(index, this.maker)?;
+        let device = Device::new(index, &this.maker)?;
         let files = DeviceFiles::create(&this.debugfs, &name, &device)?;
         Device::add_disk(&device, nr_hw_queues)?;
         let entry = Entry {

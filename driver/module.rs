@@ -12,22 +12,22 @@ use kernel::{bindings, debugfs::Dir, prelude::*, sync::Arc};
 
 /// The loaded module.
 pub(crate) struct Module {
-    // Dropped in this order: who asks for devices, the devices, what they are made of.
+    // Dropped in this order: what asks for devices, the devices, what they are made of.
     _netlink: Registration<Arc<Devices>>,
     _devices: AllDevices,
     _major: Major,
 }
 
-/// All devices, in the system until this is dropped. Nobody uses one then.
+/// All devices, in the system until this is dropped. None is in use then.
 struct AllDevices {
     devices: Arc<Devices>,
-    keepers: Arc<Workqueue>,
+    workers: Arc<Workqueue>,
 }
 
 impl Drop for AllDevices {
     fn drop(&mut self) {
-        // Whoever has just ended the last generation of a device may not have returned yet.
-        self.keepers.flush();
+        // A worker that has just ended the last generation of a device may not have returned yet.
+        self.workers.flush();
         self.devices.remove_all();
     }
 }
@@ -41,17 +41,17 @@ impl kernel::Module for Module {
                 bindings::NBD_MAJOR
             );
         })?;
+        let workers = Arc::new(Workqueue::new(c"rnbd")?, GFP_KERNEL)?;
         let maker = Maker {
             module,
             params,
             attributes: &sysfs::GROUP,
             link_dead: netlink::link_dead,
+            workers: workers.clone(),
         };
-        let keepers = Arc::new(Workqueue::new(c"rnbd")?, GFP_KERNEL)?;
-        let debugfs = Dir::new(c"nbd");
         let devices = AllDevices {
-            devices: Devices::new(maker, debugfs, keepers.clone())?,
-            keepers,
+            devices: Devices::new(Arc::new(maker, GFP_KERNEL)?, Dir::new(c"nbd"))?,
+            workers,
         };
         Devices::add_initial(&devices.devices)?;
         // Last: requests may come at once.

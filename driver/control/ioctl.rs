@@ -9,7 +9,7 @@ use crate::{
     bindings as extra,
     driver::device::{end, refusal::refuse, run, setup, Device},
 };
-use kernel::{ioctl::_IOC_TYPE, prelude::*};
+use kernel::{ioctl::_IOC_TYPE, prelude::*, sync::Arc};
 
 /// The type of all of nbd's ioctls.
 const TYPE: u32 = _IOC_TYPE(extra::NBD_SET_SOCK);
@@ -20,7 +20,7 @@ const TYPE: u32 = _IOC_TYPE(extra::NBD_SET_SOCK);
 ///
 /// `EPERM` without `CAP_SYS_ADMIN`; `EINVAL` for what is no ioctl of nbd, as nbd.ko says it;
 /// `ENOTTY` for one that nbd does not have; else as the functions that are called.
-pub(crate) fn handle(device: &Device, mode: IoctlMode, cmd: u32, arg: usize) -> Result<i32> {
+pub(crate) fn handle(device: &Arc<Device>, mode: IoctlMode, cmd: u32, arg: usize) -> Result<i32> {
     if !Capability::SysAdmin.capable() {
         return Err(EPERM);
     }

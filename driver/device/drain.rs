@@ -4,7 +4,7 @@
 
 use super::{end::send_disconnect, geometry, Device};
 use crate::{
-    abstractions::block::mq::{Disk, IoctlMode, Outcome, Status},
+    abstractions::block::mq::{Disk, Outcome, Status},
     driver::{
         attachment::{Attachment, AttachmentRef, End},
         nbd::{answer, Nbd},
@@ -79,7 +79,6 @@ fn awaits_answers(disk: &Disk<Nbd>) -> bool {
 /// returns is dropped after it.
 pub(crate) fn run<R>(
     device: &Device,
-    mode: IoctlMode,
     attachment: &AttachmentRef,
     take_out: impl FnOnce() -> Option<R>,
 ) -> Option<EndReason> {
@@ -113,7 +112,12 @@ pub(crate) fn run<R>(
     let detached = disk.freeze().detach();
     drop(detached);
     drop(presence);
-    geometry::clear(disk, mode);
+    geometry::clear(disk);
+    device.change(|life| life.disk.detached());
+    // If it is open, that is done with the last close; or the next generation gets another disk.
+    if let Some(unopened) = disk.try_unopened() {
+        device.clean_disk(disk, &unopened);
+    }
 
     device.set_pid(0);
     // Before the device is gone: whoever then finds it so waits for its number to be free.

@@ -2,9 +2,12 @@
 
 //! How a generation is ended: by whom, and what is done at once. What takes time is the keeper's.
 
-use super::{disk::DiskData, Device};
+use super::Device;
 use crate::{
-    abstractions::pid::ProcessRef,
+    abstractions::{
+        block::mq::{Disk, Unopened},
+        pid::ProcessRef,
+    },
     driver::{
         attachment::{Attachment, AttachmentRef},
         nbd::Nbd,
@@ -94,10 +97,14 @@ pub(crate) fn kill(attachment: &AttachmentRef) {
 /// generation ends with the last close if it is to, and somebody has used the disk.
 ///
 /// Called with the disk's open lock held: that the generation drains is not waited for.
-pub(crate) fn closed(disk: &DiskData, last: bool, exiting: bool) {
-    let device = &disk.device;
+pub(crate) fn closed(disk: &Disk<Nbd>, unopened: Option<Unopened<'_, Nbd>>, exiting: bool) {
+    let device = &disk.data().device;
     // In one step: the generation that is ended must be the one that was looked at.
     let retired = device.change(|life| {
+        life.disk.closed();
+        // Of the disk that is attached, and of all that the device has and had.
+        let unused = unopened.is_some() && life.disk.is_current(disk.data().serial());
+        let last = life.disk.opens() == 0;
         let dying_owner = exiting
             && matches!(
                 life.phase(),
@@ -108,7 +115,7 @@ pub(crate) fn closed(disk: &DiskData, last: bool, exiting: bool) {
             life.phase(),
             Phase::Running { config, .. } if config.disconnect_on_close
         );
-        if last && ends_with_use && device.was_used() {
+        if unused && ends_with_use && device.was_used() {
             life.retire(EndReason::Disconnected)
         } else if last || dying_owner {
             life.abandon_setup()
@@ -120,5 +127,8 @@ pub(crate) fn closed(disk: &DiskData, last: bool, exiting: bool) {
     match retired {
         Retired::Setup(connections) => connections.dispose(),
         retired => stop_and_disconnect(retired),
+    }
+    if let Some(unopened) = unopened {
+        device.clean_disk(disk, &unopened);
     }
 }

@@ -2,9 +2,9 @@
 
 //! Sizes and limits of a generation's disk.
 
-use super::Device;
+use super::{owner::Lifecycle, Device};
 use crate::{
-    abstractions::block::mq::{Disk, IoctlMode, QueueLimits},
+    abstractions::block::mq::{Disk, QueueLimits},
     driver::{
         attachment::{timeout, Attachment},
         nbd::Nbd,
@@ -35,8 +35,8 @@ fn set_limits(limits: &mut QueueLimits, flags: TransmissionFlags) {
 }
 
 /// The running generation's configuration, if it still is `attachment`'s.
-fn current_config(device: &Device, attachment: &Attachment) -> Option<Config> {
-    match device.lock_setup().phase() {
+fn running_config(life: &Lifecycle, attachment: &Attachment) -> Option<Config> {
+    match life.phase() {
         Phase::Running {
             config,
             attachment: current,
@@ -46,18 +46,36 @@ fn current_config(device: &Device, attachment: &Attachment) -> Option<Config> {
     }
 }
 
+fn current_config(device: &Device, attachment: &Attachment) -> Option<Config> {
+    running_config(&device.lock_setup(), attachment)
+}
+
 /// Tells the disk what is known of its export now. Sleeps; no lock may be held.
 ///
 /// A generation that has ended meanwhile is left alone: its disk stays empty.
+///
+/// # Errors
+///
+/// `EBUSY` if the block size grows, and the page cache holds data that is not written; or if requests
+/// under way are not answered. Then nothing is changed.
 pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result {
-    attachment.disk().update_limits(|limits| {
-        // Read under the limits' lock: whoever comes last sees what was said last.
+    let disk = attachment.disk();
+    let Some(config) = current_config(device, attachment) else {
+        return Ok(());
+    };
+    let block_size = config.block_size.bytes() as u32;
+    // Before the limits: blocks of the page cache may be larger than the disk's, and not smaller.
+    disk.raise_page_cache_block_size(block_size)?;
+    disk.update_limits(|limits| {
+        // Read under the limits' lock: the last one to come sees what was said last.
         if let Some(config) = current_config(device, attachment) {
             // Without what the server has turned out not to support.
             set_limits(limits, config.flags.both(attachment.flags()));
             limits.block_size(config.block_size.bytes() as u32);
         }
     })?;
+    // And after them: what was opened in between has a page cache by the old ones.
+    disk.raise_page_cache_block_size(block_size)?;
     apply_size(device, attachment);
     Ok(())
 }
@@ -65,17 +83,9 @@ pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result {
 /// Tells the disk the export's size alone, for which no request needs to be waited for. Sleeps.
 pub(crate) fn apply_size(device: &Device, attachment: &Attachment) {
     let life = device.lock_setup();
-    let Phase::Running {
-        config,
-        attachment: current,
-        ..
-    } = life.phase()
-    else {
+    let Some(config) = running_config(&life, attachment) else {
         return;
     };
-    if current.generation != attachment.generation {
-        return;
-    }
     let disk = attachment.disk();
     // Before the capacity, for who hears of that opens the disk at once; and after it, for who
     // opened it in between saw it empty.
@@ -84,28 +94,28 @@ pub(crate) fn apply_size(device: &Device, attachment: &Attachment) {
     need_partition_scan(disk);
 }
 
-/// Bounds requests and sends by the configured time-out. Any context.
-pub(crate) fn apply_timeout(attachment: &Attachment, seconds: u32) {
-    attachment.set_timeout(seconds);
-    attachment.disk().set_rq_timeout(match seconds {
+/// Bounds requests and sends by the configured time-out, if the generation still is `attachment`'s.
+/// May sleep.
+pub(crate) fn apply_timeout(device: &Device, attachment: &Attachment) {
+    // Under the lock: a kept disk may be the next generation's.
+    let life = device.lock_setup();
+    let Some(config) = running_config(&life, attachment) else {
+        return;
+    };
+    attachment.set_timeout(config.timeout);
+    attachment.disk().set_rq_timeout(match config.timeout {
         0 => timeout::UNBOUNDED_INTERVAL,
         seconds => seconds,
     });
 }
 
 /// Empties the disk of a generation that has ended. Sleeps; no lock may be held.
-pub(crate) fn clear(disk: &Disk<Nbd>, mode: IoctlMode) {
-    // As above: whoever opens it takes the partitions away.
+pub(crate) fn clear(disk: &Disk<Nbd>) {
+    // As above: the next open takes the partitions away.
     need_partition_scan(disk);
     disk.set_capacity_and_notify(0);
-    match disk.claim(mode) {
-        Ok(claim) => claim.force_media_change(),
-        // Its user keeps what he has cached. What he writes fails, and the device goes to no other
-        // export before he lets go.
-        Err(_) => match disk.bd_holder() {
-            Some(user) => dev_warn!(disk.device(), "detached under {user}\n"),
-            None => dev_warn!(disk.device(), "detached under an exclusive user\n"),
-        },
+    if let Some(holder) = disk.bd_holder() {
+        dev_warn!(disk.device(), "detached under {holder}\n");
     }
     if let Err(error) = disk.update_limits(|limits| {
         set_limits(limits, TransmissionFlags::default());
@@ -113,7 +123,6 @@ pub(crate) fn clear(disk: &Disk<Nbd>, mode: IoctlMode) {
         // They are set anew with the next generation.
         dev_warn!(disk.device(), "queue limits not reset ({error:?})\n");
     }
-    need_partition_scan(disk);
 }
 
 fn need_partition_scan(disk: &Disk<Nbd>) {

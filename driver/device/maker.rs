@@ -3,10 +3,13 @@
 //! What the disks of all devices have in common.
 
 use crate::{
-    abstractions::block::mq::{AttributeGroup, GenDiskBuilder, QueueLimits},
+    abstractions::{
+        block::mq::{AttributeGroup, GenDiskBuilder, QueueLimits},
+        workqueue::Workqueue,
+    },
     driver::{nbd::Nbd, params::Params, wire::outbox::QUEUE_DEPTH},
 };
-use kernel::{bindings, prelude::*};
+use kernel::{bindings, prelude::*, sync::Arc};
 
 /// Largest request: 32 MiB, which is what servers must take at least, in sectors.
 const MAX_HW_SECTORS: u32 = 65536;
@@ -15,7 +18,6 @@ const MAX_HW_SECTORS: u32 = 65536;
 const IO_OPT: u32 = 128 << 10;
 
 /// What the disks of all devices have in common.
-#[derive(Clone, Copy)]
 pub(crate) struct Maker {
     pub(crate) module: &'static ThisModule,
     pub(crate) params: Params,
@@ -23,6 +25,8 @@ pub(crate) struct Maker {
     pub(crate) attributes: &'static AttributeGroup<Nbd>,
     /// Tells user space that a connection of a device is dead.
     pub(crate) link_dead: fn(u32),
+    /// Where disks are taken out of the system, and generations of netlink ended.
+    pub(crate) workers: Arc<Workqueue>,
 }
 
 impl Maker {

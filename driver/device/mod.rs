@@ -2,7 +2,8 @@
 
 //! A device: a number, a `/dev/nbdN`, whatever disk it has.
 //!
-//! * [`owner`]: whose setup it is, and the life of a device. [`maker`], [`disk`]: its disk.
+//! * [`owner`]: whose setup it is, and the life of a device. [`maker`], [`slot`], [`disk`]: its disk.
+//!   [`removal`]: how a disk goes.
 //! * [`geometry`]: sizes and limits of its disk. [`files`]: what sysfs has while it is attached.
 //! * [`refusal`]: why a change is refused. [`setup`]: setting up, by ioctl.
 //! * [`start`]: how a generation is started, and brought up. [`end`]: how it is ended, and what is
@@ -19,18 +20,16 @@ pub(crate) mod geometry;
 pub(crate) mod maker;
 pub(crate) mod owner;
 pub(crate) mod refusal;
+mod removal;
 pub(crate) mod run;
 pub(crate) mod setup;
+mod slot;
 pub(crate) mod start;
 
-use self::{maker::Maker, owner::Lifecycle};
+use self::{maker::Maker, owner::Lifecycle, slot::Slot};
 use super::{nbd::Nbd, wire::journal::Journal};
 use crate::{
-    abstractions::{
-        block::mq::{Disk, GenDisk},
-        memalloc::MemallocNoio,
-        trace,
-    },
+    abstractions::{block::mq::Disk, memalloc::MemallocNoio, trace},
     protocol::setup::Phase,
 };
 use core::ops::{Deref, DerefMut};
@@ -52,10 +51,10 @@ use kernel::{
 #[pin_data]
 pub(crate) struct Device {
     pub(crate) journal: Arc<Journal>,
-    maker: Maker,
-    /// The disk that is in the system for it. Outermost of all locks.
+    maker: Arc<Maker>,
+    /// What is in the system for it. Held while a generation is started. Outermost of all locks.
     #[pin]
-    gendisk: Mutex<Option<GenDisk<Nbd>>>,
+    in_system: Mutex<Slot>,
     /// A reference to that disk, for those who only look.
     #[pin]
     current: SpinLock<Option<ARef<Disk<Nbd>>>>,
@@ -94,13 +93,13 @@ impl DerefMut for SetupGuard<'_> {
 
 impl Device {
     /// A device that is idle, and has no disk yet.
-    pub(crate) fn new(index: u32, maker: Maker) -> Result<Arc<Self>> {
+    pub(crate) fn new(index: u32, maker: &Arc<Maker>) -> Result<Arc<Self>> {
         let journal = Journal::new(index, maker.link_dead)?;
         Arc::pin_init(
             pin_init!(Self {
                 journal,
-                maker,
-                gendisk <- new_mutex!(None, "rnbd::gendisk"),
+                maker: maker.clone(),
+                in_system <- new_mutex!(Slot::default(), "rnbd::slot"),
                 current <- new_spinlock!(None, "rnbd::current"),
                 setup <- new_mutex!(Lifecycle::default(), "rnbd::setup"),
                 phase_changed <- new_condvar!("rnbd::phase_changed"),

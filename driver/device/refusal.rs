@@ -27,7 +27,11 @@ pub(crate) fn refuse(device: &Device, refusal: Refusal) -> Error {
 /// The errno of a refusal.
 pub(crate) fn errno(refusal: Refusal) -> Error {
     match refusal {
-        Refusal::Owned | Refusal::Running | Refusal::Draining | Refusal::Held => EBUSY,
+        Refusal::Owned
+        | Refusal::Running
+        | Refusal::Draining
+        | Refusal::Held
+        | Refusal::NeedsDisk => EBUSY,
         Refusal::NoConnection
         | Refusal::NotMultiConn
         | Refusal::Netlink
@@ -100,6 +104,12 @@ impl fmt::Display for RefusalMessage {
             (Refusal::Held, None) => write!(f, "still used exclusively: release it first"),
             (Refusal::Draining, _) => {
                 write!(f, "the last attachment is not gone yet: try again")
+            }
+            (Refusal::NeedsDisk, _) => {
+                write!(
+                    f,
+                    "the disk of the last attachment is not gone yet: try again"
+                )
             }
             (Refusal::NoConnection, _) => {
                 write!(f, "no socket was set: it comes before the start")

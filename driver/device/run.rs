@@ -15,7 +15,7 @@ use crate::{
     },
     protocol::setup::{EndReason, Interface},
 };
-use kernel::prelude::*;
+use kernel::{prelude::*, sync::Arc};
 
 /// The keeper is the task in `NBD_DO_IT`, which looks by itself. The generation ends with its last
 /// connection.
@@ -36,19 +36,19 @@ impl Keeper<Attachment> for Task {
 /// Those of the start: see [`errno`](super::refusal::errno). Then: none if the device was disconnected; `EPIPE` if
 /// all connections died, which `nbd-client -persist` answers with new ones; `ETIMEDOUT` if a request
 /// timed out; `EINTR` if a signal came.
-pub(crate) fn run(device: &Device, mode: IoctlMode) -> Result {
-    let disk = device.disk().ok_or(ENODEV)?;
+pub(crate) fn run(device: &Arc<Device>, mode: IoctlMode) -> Result {
     let keeper = || Ok(KBox::new(Task, GFP_KERNEL)? as KBox<dyn Keeper<Attachment>>);
-    let (attachment, claim) = start(device, &disk, mode, keeper)?;
+    let started = start(device, mode, keeper)?;
     device.set_pid(pid::current_pid_nr());
-
-    let brought_up = bring_up(device, &attachment, claim);
+    let brought_up = bring_up(device, &started);
+    let attachment = started.attachment.clone();
+    drop(started);
     let reason = match &brought_up {
         Ok(()) => wait_for_end(device, &attachment),
         Err(_) => EndReason::StartFailed,
     };
     end::end(device, reason);
-    let reason = drain::run(device, mode, &attachment, || None::<()>).unwrap_or(reason);
+    let reason = drain::run(device, &attachment, || None::<()>).unwrap_or(reason);
     brought_up?;
     match reason {
         EndReason::ConnectionsLost => Err(EPIPE),

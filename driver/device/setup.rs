@@ -9,11 +9,14 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{max_block_size, IoctlMode},
+        block::mq::{max_block_size, Disk, IoctlMode},
         net::socket::Socket,
         pid::ProcessRef,
     },
-    driver::attachment::{Attachment, AttachmentRef},
+    driver::{
+        attachment::{Attachment, AttachmentRef},
+        nbd::Nbd,
+    },
     protocol::{
         flags::TransmissionFlags,
         geometry::{BadGeometry, BlockSize, ExportSize},
@@ -21,7 +24,7 @@ use crate::{
     },
 };
 use core::cell::Cell;
-use kernel::prelude::*;
+use kernel::{prelude::*, sync::aref::ARef};
 
 /// `NBD_SET_SOCK`: adds a socket to the caller's setup.
 pub(crate) fn add_socket(device: &Device, mode: IoctlMode, fd: usize) -> Result {
@@ -32,10 +35,10 @@ pub(crate) fn add_socket(device: &Device, mode: IoctlMode, fd: usize) -> Result 
     let caller = ProcessRef::current();
     // First the refusals that are not the socket's fault, as nbd.ko does.
     device.when_drained(|_| ())?;
-    let disk = device.disk().ok_or(ENODEV)?;
-    let disk_use = match disk.claim(mode) {
-        Ok(_) => DiskUse::Shared,
-        Err(_) => DiskUse::Exclusive,
+    let held = |disk: ARef<Disk<Nbd>>| !mode.is_excl() && disk.bd_holder().is_some();
+    let disk_use = match device.disk().is_some_and(held) {
+        true => DiskUse::Exclusive,
+        false => DiskUse::Shared,
     };
     device
         .when_drained(|life| life.may_add(&caller, disk_use))?
@@ -193,7 +196,7 @@ pub(crate) fn set_timeout(device: &Device, seconds: usize) -> Result {
             Ok(())
         },
         |attachment| {
-            geometry::apply_timeout(attachment, seconds);
+            geometry::apply_timeout(device, attachment);
             Ok(())
         },
     )

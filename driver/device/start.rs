@@ -13,11 +13,12 @@ use super::{
     geometry,
     owner::{Lifecycle, Setup},
     refusal::refuse,
+    slot::Slot,
     Device,
 };
 use crate::{
     abstractions::{
-        block::mq::{Claim, Disk, IoctlMode},
+        block::mq::{Disk, IoctlMode},
         pid::{self, ProcessRef},
     },
     driver::{
@@ -27,10 +28,13 @@ use crate::{
     },
     protocol::{
         flags::TransmissionFlags,
-        setup::{Connected, DiskUse, EndReason, Failure, Refusal},
+        setup::{Connected, Connections, DiskPlan, EndReason, Failure, Refusal},
     },
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::{Arc, MutexGuard},
+};
 
 /// How a generation cannot be started by [`connect`].
 pub(crate) enum NotConnected {
@@ -42,38 +46,35 @@ pub(crate) enum NotConnected {
     Failed(Error),
 }
 
+/// A generation that is started, and to be brought up with the device's slot held.
+pub(super) struct Started<'a> {
+    pub(super) attachment: AttachmentRef,
+    plan: DiskPlan,
+    _slot: MutexGuard<'a, Slot>,
+}
+
 /// `NBD_CMD_CONNECT`: starts a generation out of `setup`, and returns when it serves.
 pub(crate) fn connect(
-    device: &Device,
+    device: &Arc<Device>,
     mut setup: Setup,
     keeper: impl Fn() -> Result<KBox<dyn Keeper<Attachment>>>,
 ) -> Result<(), NotConnected> {
-    let disk = device.disk().ok_or(NotConnected::Failed(ENODEV))?;
-    let (connected, claim) = loop {
-        let tried = try_connect(device, &disk, setup, &keeper)?;
-        match tried {
-            Ok(connected) => break connected,
-            // Another one began to drain in between.
-            Err((Failure::Refused(Refusal::Draining), same)) => setup = same,
-            Err((failure, setup)) => {
+    let started = loop {
+        match try_connect(device, setup, &keeper) {
+            Ok(started) => break started,
+            // The phase or the disk has changed in between.
+            Err((Why::Again, same)) => setup = same,
+            Err((Why::Not(why), setup)) => {
                 // The sockets are the caller's still: they are not shut down.
                 drop(setup);
-                return Err(match failure {
-                    Failure::Refused(refusal) => NotConnected::Refused(refusal),
-                    Failure::Step(error) => NotConnected::Failed(error),
-                });
+                return Err(why);
             }
         }
     };
-    let Connected {
-        attachment,
-        replaced,
-    } = connected;
-    if let Some(orphan) = replaced {
-        orphan.dispose();
-    }
     device.set_pid(pid::current_pid_nr());
-    let brought_up = bring_up(device, &attachment, claim);
+    let brought_up = bring_up(device, &started);
+    let attachment = started.attachment.clone();
+    drop(started);
     if brought_up.is_err() {
         end::end(device, EndReason::StartFailed);
     }
@@ -86,61 +87,109 @@ pub(crate) fn connect(
     Ok(())
 }
 
-type Tried<'a> = Result<(Connected<Nbd>, Option<Claim<'a, Nbd>>), (Failure<Error>, Setup)>;
+/// Why a setup could not be connected at this try.
+enum Why {
+    /// Something has changed meanwhile: it may be tried again.
+    Again,
+    /// It cannot be.
+    Not(NotConnected),
+}
+
+impl From<Failure<Error>> for Why {
+    fn from(failure: Failure<Error>) -> Self {
+        match failure {
+            Failure::Refused(Refusal::Draining | Refusal::NeedsDisk) => Self::Again,
+            Failure::Refused(refusal) => Self::Not(NotConnected::Refused(refusal)),
+            // A signal, while the last disk was awaited.
+            Failure::Step(ERESTARTSYS) => Self::Not(NotConnected::Interrupted),
+            Failure::Step(error) => Self::Not(NotConnected::Failed(error)),
+        }
+    }
+}
 
 fn try_connect<'a>(
-    device: &Device,
-    disk: &'a Disk<Nbd>,
+    device: &'a Arc<Device>,
     setup: Setup,
     keeper: impl Fn() -> Result<KBox<dyn Keeper<Attachment>>>,
-) -> Result<Tried<'a>, NotConnected> {
-    device
-        .when_drained(|_| ())
-        .map_err(|_| NotConnected::Interrupted)?;
-    let claim = disk.claim(IoctlMode::NOT_EXCL).ok();
-    let disk_use = match claim {
-        Some(_) => DiskUse::Shared,
-        None => DiskUse::Exclusive,
+) -> Result<Started<'a>, (Why, Setup)> {
+    if device.when_drained(|_| ()).is_err() {
+        return Err((Why::Not(NotConnected::Interrupted), setup));
+    }
+    let mut slot = device.in_system.lock();
+    let disk_use = slot.disk_use(IoctlMode::NOT_EXCL);
+    // Refused before the disk is touched: who is refused changes nothing.
+    let plan = match device.change(|life| life.plan_connect(&setup, disk_use)) {
+        Ok(plan) => plan,
+        Err(refusal) => return Err((Failure::from(refusal).into(), setup)),
     };
-    let tried = device.change(|life| {
+    let disk = match Device::fit_disk(device, &mut slot, plan, queues(setup.connections.count())) {
+        Ok(disk) => disk,
+        Err(error) => return Err((Failure::Step(error).into(), setup)),
+    };
+    let connected = device.change(|life| {
         life.connect(setup, disk_use, |generation, setup| {
-            let attachment = attach(device, disk, generation, setup, keeper()?)?;
-            // Under the setup lock: who closes the disk must not take the last one's use for this one's.
+            let attachment = attach(device, &disk, generation, setup, keeper()?)?;
+            // Under the setup lock: a close must not take the last one's use for this one's.
             device.forget_use();
             Ok(attachment)
         })
     });
-    Ok(tried.map(|connected| (connected, claim)))
+    match connected {
+        Ok(Connected {
+            attachment,
+            replaced,
+        }) => {
+            if let Some(orphan) = replaced {
+                orphan.dispose();
+            }
+            Ok(Started {
+                attachment,
+                plan,
+                _slot: slot,
+            })
+        }
+        Err((failure, setup)) => Err((failure.into(), setup)),
+    }
 }
 
-/// Starts the generation that was set up. With the claim, nobody uses the disk exclusively; there
-/// is none if somebody does under whom the generation may come back.
-pub(crate) fn start<'a>(
-    device: &Device,
-    disk: &'a Disk<Nbd>,
+/// How many hardware queues so many connections get.
+fn queues(connections: usize) -> u32 {
+    u32::try_from(connections).unwrap_or(u32::MAX)
+}
+
+/// Starts the generation that was set up.
+pub(super) fn start(
+    device: &Arc<Device>,
     mode: IoctlMode,
     keeper: impl Fn() -> Result<KBox<dyn Keeper<Attachment>>>,
-) -> Result<(AttachmentRef, Option<Claim<'a, Nbd>>)> {
+) -> Result<Started<'_>> {
     loop {
-        // A generation that drains wants the claim too: it must not wait for ours.
         device.when_drained(|_| ())?;
-        let claim = disk.claim(mode).ok();
-        let disk_use = match claim {
-            Some(_) => DiskUse::Shared,
-            None => DiskUse::Exclusive,
-        };
+        let mut slot = device.in_system.lock();
+        let disk_use = slot.disk_use(mode);
+        // Refused before the disk is touched: who is refused changes nothing.
+        let (plan, connections) =
+            match device.change(|life| life.plan_start(&ProcessRef::current(), disk_use)) {
+                Ok(planned) => planned,
+                Err(Refusal::Draining) => continue,
+                Err(refusal) => return Err(refuse(device, refusal)),
+            };
+        let disk = Device::fit_disk(device, &mut slot, plan, queues(connections))?;
         let started = device.change(|life: &mut Lifecycle| {
             life.start(ProcessRef::current(), disk_use, |generation, setup| {
-                attach(device, disk, generation, setup, keeper()?)
+                attach(device, &disk, generation, setup, keeper()?)
             })
         });
         match started {
-            Ok(attachment) => return Ok((attachment, claim)),
-            Err(Failure::Refused(Refusal::Draining)) => {}
-            Err(Failure::Refused(refusal)) => {
-                drop(claim);
-                return Err(refuse(device, refusal));
+            Ok(attachment) => {
+                return Ok(Started {
+                    attachment,
+                    plan,
+                    _slot: slot,
+                })
             }
+            Err(Failure::Refused(Refusal::Draining | Refusal::NeedsDisk)) => {}
+            Err(Failure::Refused(refusal)) => return Err(refuse(device, refusal)),
             Err(Failure::Step(error)) => {
                 dev_err!(disk.device(), "cannot start ({error:?})\n");
                 return Err(error);
@@ -169,16 +218,14 @@ fn attach(
 }
 
 /// Makes a generation serve requests.
-pub(crate) fn bring_up(
-    device: &Device,
-    attachment: &AttachmentRef,
-    claim: Option<Claim<'_, Nbd>>,
-) -> Result {
+pub(super) fn bring_up(device: &Device, started: &Started<'_>) -> Result {
+    let attachment = &started.attachment;
     let disk = attachment.disk();
-    match claim {
-        // Dirty pages of the last export must not come to this one's server.
-        Some(ref claim) => claim.force_media_change(),
-        None => dev_info!(disk.device(), "attached again under its exclusive user\n"),
+    match started.plan {
+        // To user space it is another disk, though it is kept.
+        DiskPlan::Keep => disk.next_diskseq(),
+        DiskPlan::Replace => {}
+        DiskPlan::Continue => dev_info!(disk.device(), "attached again, for those who use it\n"),
     }
     try_bring_up(device, attachment).inspect_err(|error| {
         device.journal.note(LastError::Start {
@@ -195,7 +242,7 @@ fn try_bring_up(device: &Device, attachment: &AttachmentRef) -> Result {
     for connection in &attachment.connections {
         connection.link().socket.set_memalloc();
     }
-    geometry::apply_timeout(attachment, attachment.timeout());
+    geometry::apply_timeout(device, attachment);
     disk.set_read_only(attachment.flags().contains(TransmissionFlags::READ_ONLY));
     {
         let mut presence = attachment.presence.lock();

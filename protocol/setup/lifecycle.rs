@@ -2,16 +2,22 @@
 
 //! The transitions from phase to phase.
 
-use super::super::{geometry::ExportSize, request::Route};
+use super::super::{
+    geometry::{BlockSize, ExportSize},
+    request::Route,
+};
 use super::{
-    Config, Configured, Connected, Connections, DiskUse, EndReason, Failure, Interface, Kinds,
-    Owner, Phase, Refusal, Retired, Setup,
+    Config, Configured, Connected, Connections, DiskPlan, DiskState, DiskUse, EndReason, Failure,
+    Interface, Kinds, Owner, Phase, Refusal, Retired, Setup,
 };
 
 /// What is remembered of the last generation that ran.
 struct Last<K: Kinds> {
     owner: K::Owner,
     size: ExportSize,
+    block_size: BlockSize,
+    /// It was lost, and may be continued.
+    lost: bool,
     /// Its owner has not cleared the device since: clients do so when their generation has ended.
     clear_due: bool,
 }
@@ -37,6 +43,8 @@ pub struct Lifecycle<K: Kinds> {
     generation: u64,
     phase: Phase<K>,
     last: Option<Last<K>>,
+    /// The disk that the device has.
+    pub disk: DiskState,
 }
 
 impl<K: Kinds> Default for Lifecycle<K> {
@@ -45,6 +53,7 @@ impl<K: Kinds> Default for Lifecycle<K> {
             generation: 0,
             phase: Phase::Idle,
             last: None,
+            disk: DiskState::default(),
         }
     }
 }
@@ -101,10 +110,10 @@ impl<K: Kinds> Lifecycle<K> {
 
     /// Whether `caller` could add a connection now; so that a refusal comes before any effort.
     ///
-    /// Under an exclusive user only the last generation's owner may come back; whether to an
-    /// export of the same size is seen at the start.
+    /// Under an exclusive user only the owner of the last generation may come back, if that was lost;
+    /// whether to an export of the same size is seen at the start.
     pub fn may_add(&self, caller: &K::Owner, disk: DiskUse) -> Result<(), Refusal> {
-        let returns = self.last.as_ref().is_some_and(|last| last.owner == *caller);
+        let returns = self.last_lost(caller).is_some();
         match &self.phase {
             Phase::Idle | Phase::Setup(_) if disk == DiskUse::Exclusive && !returns => {
                 Err(Refusal::Held)
@@ -122,6 +131,67 @@ impl<K: Kinds> Lifecycle<K> {
                 Err(Refusal::TooManyConnections)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The last generation, if it was `caller`'s and was lost.
+    fn last_lost(&self, caller: &K::Owner) -> Option<&Last<K>> {
+        self.last
+            .as_ref()
+            .filter(|last| last.lost && last.owner == *caller)
+    }
+
+    /// Which disk a generation of `caller` and `config` needs.
+    ///
+    /// It continues the last one if that was the caller's, was lost, and had an export of the same
+    /// geometry: so a client comes back to its server under whatever uses the disk.
+    fn plan(&self, caller: &K::Owner, config: &Config, disk: DiskUse) -> Result<DiskPlan, Refusal> {
+        let continues = self
+            .last_lost(caller)
+            .is_some_and(|last| last.size == config.size && last.block_size == config.block_size);
+        if disk == DiskUse::Exclusive && !continues {
+            return Err(Refusal::Held);
+        }
+        Ok(self.disk.plan(continues))
+    }
+
+    /// Whether `caller` could start the generation that is set up, with how many connections, and
+    /// which disk it needs: so that a refusal comes before any effort. See [`Lifecycle::start`].
+    pub fn plan_start(
+        &self,
+        caller: &K::Owner,
+        disk: DiskUse,
+    ) -> Result<(DiskPlan, usize), Refusal> {
+        let setup = match &self.phase {
+            Phase::Idle => return Err(Refusal::NoConnection),
+            Phase::Running { interface, .. } => return Err(interface.in_use()),
+            Phase::Draining { .. } => return Err(Refusal::Draining),
+            Phase::Gone => return Err(Refusal::Gone),
+            Phase::Setup(setup) => setup,
+        };
+        let may =
+            setup.owner == *caller || setup.owner.is_parent_of_caller() || !setup.owner.is_alive();
+        if !may {
+            return Err(Refusal::Owned);
+        }
+        setup.may_start()?;
+        let plan = self.plan(caller, &setup.config, disk)?;
+        Ok((plan, setup.connections.count()))
+    }
+
+    /// Whether `setup` could be connected, and which disk it needs. See [`Lifecycle::connect`].
+    pub fn plan_connect(&self, setup: &Setup<K>, disk: DiskUse) -> Result<DiskPlan, Refusal> {
+        match &self.phase {
+            Phase::Running { .. } => Err(Refusal::Running),
+            Phase::Draining { .. } => Err(Refusal::Draining),
+            Phase::Gone => Err(Refusal::Gone),
+            Phase::Setup(theirs) if theirs.owner.is_alive() => Err(Refusal::Owned),
+            _ if disk == DiskUse::Exclusive => Err(Refusal::Held),
+            Phase::Idle | Phase::Setup(_) => {
+                setup.may_start()?;
+                // An attachment by netlink continues none.
+                Ok(self.disk.plan(false))
+            }
         }
     }
 
@@ -188,8 +258,8 @@ impl<K: Kinds> Lifecycle<K> {
     ///
     /// The caller becomes its owner. It may be the one that set up, a child of that one (clients
     /// fork in between, and the parent may not have ended yet), or anyone once that one is dead.
-    /// Under an exclusive user the last generation's owner alone may start another, of the same
-    /// size. `attach` makes the attachment out of the setup; if it fails it must leave the setup
+    /// Under an exclusive user it must continue the last generation: see [`Lifecycle::plan_start`],
+    /// which also tells whether the device needs another disk first. `attach` makes the attachment out of the setup; if it fails it must leave the setup
     /// whole.
     pub fn start<E>(
         &mut self,
@@ -197,27 +267,14 @@ impl<K: Kinds> Lifecycle<K> {
         disk: DiskUse,
         attach: impl FnOnce(u64, &mut Setup<K>) -> Result<K::Attachment, E>,
     ) -> Result<K::Attachment, Failure<E>> {
+        let (plan, _) = self.plan_start(&caller, disk)?;
+        if plan == DiskPlan::Replace {
+            return Err(Refusal::NeedsDisk.into());
+        }
         let generation = self.generation;
-        let setup = match &mut self.phase {
-            Phase::Idle => return Err(Refusal::NoConnection.into()),
-            Phase::Running { interface, .. } => return Err(interface.in_use().into()),
-            Phase::Draining { .. } => return Err(Refusal::Draining.into()),
-            Phase::Gone => return Err(Refusal::Gone.into()),
-            Phase::Setup(setup) => setup,
+        let Phase::Setup(setup) = &mut self.phase else {
+            return Err(Refusal::NoConnection.into());
         };
-        let may =
-            setup.owner == caller || setup.owner.is_parent_of_caller() || !setup.owner.is_alive();
-        if !may {
-            return Err(Refusal::Owned.into());
-        }
-        setup.may_start()?;
-        let returns = self
-            .last
-            .as_ref()
-            .is_some_and(|last| last.owner == caller && last.size == setup.config.size);
-        if disk == DiskUse::Exclusive && !returns {
-            return Err(Refusal::Held.into());
-        }
         let attachment = attach(generation, setup).map_err(Failure::Step)?;
         self.phase = Phase::Running {
             owner: caller,
@@ -225,6 +282,7 @@ impl<K: Kinds> Lifecycle<K> {
             config: setup.config,
             attachment: attachment.clone(),
         };
+        self.disk.attached();
         Ok(attachment)
     }
 
@@ -238,13 +296,10 @@ impl<K: Kinds> Lifecycle<K> {
         disk: DiskUse,
         attach: impl FnOnce(u64, &mut Setup<K>) -> Result<K::Attachment, E>,
     ) -> Result<Connected<K>, (Failure<E>, Setup<K>)> {
-        let may = match &self.phase {
-            Phase::Running { .. } => Err(Refusal::Running),
-            Phase::Draining { .. } => Err(Refusal::Draining),
-            Phase::Gone => Err(Refusal::Gone),
-            Phase::Setup(theirs) if theirs.owner.is_alive() => Err(Refusal::Owned),
-            _ if disk == DiskUse::Exclusive => Err(Refusal::Held),
-            Phase::Idle | Phase::Setup(_) => setup.may_start(),
+        let may = match self.plan_connect(&setup, disk) {
+            Ok(DiskPlan::Replace) => Err(Refusal::NeedsDisk),
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = may {
             return Err((refusal.into(), setup));
@@ -255,6 +310,7 @@ impl<K: Kinds> Lifecycle<K> {
             Err(error) => return Err((Failure::Step(error), setup)),
         };
         self.generation = generation;
+        self.disk.attached();
         let started = Phase::Running {
             owner: setup.owner,
             interface: Interface::Netlink,
@@ -393,9 +449,12 @@ impl<K: Kinds> Lifecycle<K> {
                 if config.destroy_on_disconnect {
                     self.phase = Phase::Gone;
                 }
+                self.disk.detached();
                 self.last = Some(Last {
                     owner,
                     size: config.size,
+                    block_size: config.block_size,
+                    lost: reason.is_loss(),
                     clear_due: true,
                 });
                 Some(reason)

@@ -21,8 +21,10 @@
 //! the proof that the lock is held. What a transition displaces is handed to the caller, to be
 //! shut down and dropped where that may sleep.
 
+mod disk;
 mod lifecycle;
 
+pub use disk::{DiskPlan, DiskState};
 pub use lifecycle::Lifecycle;
 
 use super::{
@@ -222,15 +224,23 @@ pub enum Refusal {
     NotNetlink,
     /// The device is being removed.
     Gone,
+    /// The disk that the device has cannot serve this generation: give it another one first.
+    NeedsDisk,
 }
 
-/// Whether the disk has an exclusive holder: a mounted filesystem, say, of the last generation
-/// (invariant G4).
+impl EndReason {
+    /// Whether the generation was lost, and not ended on request: what comes after may continue it.
+    pub fn is_loss(self) -> bool {
+        matches!(self, Self::ConnectionsLost | Self::TimedOut)
+    }
+}
+
+/// Whether the disk is used exclusively: by a mounted filesystem, say, of the last generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskUse {
-    /// It has none.
+    /// It is not, or by the caller itself.
     Shared,
-    /// It has one.
+    /// It is.
     Exclusive,
 }
 

@@ -11,25 +11,28 @@
 //! * an *attachment* a disk: what the driver needs to serve requests, reachable from the request
 //!   path without a lock or a reference count, and taken away only while the queue is frozen
 //!   (`Frozen`);
-//! * claiming a disk to change the medium behind it;
+//! * the moment in which a disk is not open ([`Unopened`]), and what the block layer then holds of it;
 //! * queue limits, capacity, read-only state and sysfs attributes of a [`Disk`].
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 mod attribute;
-mod claim;
+mod bdev;
 mod completion;
 mod gen_disk;
 mod limits;
 mod operations;
+mod page_cache;
 mod queue;
 mod request;
 mod request_data;
+mod unopened;
 
 pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttribute};
-pub(crate) use claim::{Claim, IoctlMode};
+pub(crate) use bdev::IoctlMode;
 pub(crate) use completion::end_batch;
 pub(crate) use gen_disk::{Disk, GenDisk, GenDiskBuilder};
 pub(crate) use limits::{max_block_size, QueueLimits};
 pub(crate) use operations::{OpenMode, Operations, Timeout};
 pub(crate) use request::{Op, Outcome, Request, Status};
+pub(crate) use unopened::Unopened;

@@ -6,9 +6,10 @@
 //! [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{
-    claim::IoctlMode,
+    bdev::IoctlMode,
     gen_disk::{Disk, Private},
     request::{Pdu, Request},
+    unopened::Unopened,
 };
 use crate::bindings as extra;
 use core::marker::PhantomData;
@@ -79,9 +80,9 @@ pub(crate) trait Operations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// The disk or a partition is closed; `last` tells that there are no other openers. The disk's
+    /// The disk or a partition was closed; `unopened` is there if it is not open any more. The disk's
     /// open lock is held.
-    fn release(_disk: &Disk<Self>, _last: bool) {
+    fn release(_disk: &Disk<Self>, _unopened: Option<Unopened<'_, Self>>) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -287,7 +288,8 @@ impl<T: Operations> OperationsVTable<T> {
     unsafe extern "C" fn release(disk: *mut bindings::gendisk) {
         // SAFETY: The block layer passes a live disk of `T`.
         let disk = unsafe { Disk::from_raw(disk) };
-        T::release(disk, disk.openers() == 0);
+        // SAFETY: The block layer holds the lock for the call.
+        T::release(disk, unsafe { Unopened::with_open_mutex(disk) });
     }
 
     /// # Safety

@@ -137,8 +137,8 @@ fn change(
         Failure::Refused(refusal) => refuse_change(info, device, refusal),
         Failure::Step(error) => error,
     })?;
-    if let Some(seconds) = settings.timeout {
-        geometry::apply_timeout(attachment, seconds);
+    if settings.timeout.is_some() {
+        geometry::apply_timeout(device, attachment);
     }
     if let Some(seconds) = settings.dead_conn_timeout {
         attachment.set_dead_conn_timeout(seconds);

@@ -5,7 +5,6 @@
 
 use crate::{
     abstractions::{
-        block::mq::IoctlMode,
         module_ref::ModuleRef,
         work::{WithWork, WorkFunc},
     },
@@ -78,7 +77,7 @@ impl Keeper<Attachment> for Scheduled {
 
     fn end_due(&self, attachment: &AttachmentRef) {
         *self.0.due.lock() = Some(attachment.clone());
-        WithWork::queue_work(&self.0, self.0.devices.keepers());
+        WithWork::queue_work(&self.0, self.0.devices.workers());
     }
 }
 
@@ -88,7 +87,7 @@ impl WorkFunc for Worker {
             return;
         };
         drain::let_server_finish(&attachment);
-        drain::run(&this.device, IoctlMode::NOT_EXCL, &attachment, || {
+        drain::run(&this.device, &attachment, || {
             this.devices.take_out(this.device.index())
         });
     }
