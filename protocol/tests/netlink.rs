@@ -11,25 +11,13 @@ use rnbd_protocol::{
         Config, DiskUse, EndReason, Failure, Interface, Lifecycle, Phase, Refusal, Retired, Setup,
     },
 };
-use world::{add, resize, start, Numbers, Process, World};
+use world::{add, connect, next_disk, resize, start, Numbers, Process, World};
 
 fn wanted(owner: &Process, sockets: &[u32]) -> Setup<World> {
     let mut setup = Setup::new(owner.clone());
     setup.connections = Numbers(sockets.to_vec());
     setup.config.size = ExportSize::from_bytes(1 << 20).unwrap();
     setup
-}
-
-fn connect(
-    life: &mut Lifecycle<World>,
-    setup: Setup<World>,
-    disk: DiskUse,
-) -> Result<Vec<u32>, Failure<()>> {
-    let attach = |_, setup: &mut Setup<World>| Ok(std::mem::take(&mut setup.connections.0));
-    match life.connect(setup, disk, attach) {
-        Ok(connected) => Ok(connected.attachment),
-        Err((failure, _)) => Err(failure),
-    }
 }
 
 fn connected(owner: &Process) -> Lifecycle<World> {
@@ -70,6 +58,7 @@ fn what_is_refused_comes_back_whole_and_changes_nothing() {
 fn a_failed_step_leaves_the_device_as_it_was() {
     let owner = Process::new();
     let mut life = Lifecycle::<World>::default();
+    next_disk(&mut life.disk);
     let attach = |_, _: &mut Setup<World>| Err("no memory");
     let Err((failure, setup)) = life.connect(wanted(&owner, &[8]), DiskUse::Shared, attach) else {
         panic!("connected without memory")
@@ -91,6 +80,7 @@ fn only_an_orphan_makes_way() {
     let refused = connect(&mut life, wanted(&setter, &[2]), DiskUse::Shared);
     assert_eq!(refused, Err(Refusal::Owned.into()));
     setter.die();
+    next_disk(&mut life.disk);
     let attach = |_, setup: &mut Setup<World>| Ok::<_, ()>(setup.connections.0.clone());
     let Ok(connected) = life.connect(wanted(&other, &[2]), DiskUse::Shared, attach) else {
         panic!("an orphan kept the device")

@@ -9,7 +9,7 @@ use rnbd_protocol::{
     geometry::ExportSize,
     setup::{Configured, DiskUse, EndReason, Failure, Lifecycle, Phase, Refusal, Retired},
 };
-use world::{add, count, resize, start, Process, World};
+use world::{add, count, next_disk, resize, start, start_under, Process, World};
 
 fn idle() -> Lifecycle<World> {
     Lifecycle::default()
@@ -219,6 +219,7 @@ fn a_bad_setting_changes_nothing() {
 fn a_start_that_fails_leaves_the_setup() {
     let owner = Process::new();
     let mut life = set_up(&owner);
+    next_disk(&mut life.disk);
     let failed = life.start(owner.clone(), DiskUse::Shared, |_, _| {
         Err::<Vec<u32>, _>("no memory")
     });
@@ -301,13 +302,18 @@ fn anyone_else_who_clears_ends_the_setup() {
 }
 
 /// Whether `caller` may attach an export of `bytes` to a disk that has an exclusive holder,
-/// after `owner` had one of 4096.
-fn may_return(owner: &Process, caller: &Process, bytes: u64) -> Result<(), Failure<()>> {
+/// after `owner` had one of 4096, which ended for `reason`.
+fn may_return(
+    owner: &Process,
+    reason: EndReason,
+    caller: &Process,
+    bytes: u64,
+) -> Result<(), Failure<()>> {
     let mut life = idle();
     let _ = resize(&mut life, owner, 4096).unwrap();
     add(&mut life, owner, 1).unwrap();
     start(&mut life, owner).unwrap();
-    let _ = life.retire(EndReason::ConnectionsLost);
+    let _ = life.retire(reason);
     life.drained();
     let _ = resize(&mut life, caller, bytes).unwrap();
     let (_, added) = life.add(caller.clone(), DiskUse::Exclusive, |_, connections| {
@@ -315,19 +321,34 @@ fn may_return(owner: &Process, caller: &Process, bytes: u64) -> Result<(), Failu
         Ok(())
     });
     added?;
-    let started = life.start(caller.clone(), DiskUse::Exclusive, |_, setup| {
-        Ok(std::mem::take(&mut setup.connections.0))
-    });
-    started.map(|_| ())
+    start_under(&mut life, caller, DiskUse::Exclusive).map(|_| ())
 }
 
 #[test]
 fn only_the_last_owner_comes_back_under_an_exclusive_user_and_to_the_same_size() {
     let (owner, other) = (Process::new(), Process::new());
     let held = Err(Failure::Refused(Refusal::Held));
-    assert_eq!(may_return(&owner, &owner, 4096), Ok(()));
-    assert_eq!(may_return(&owner, &owner, 8192), held);
-    assert_eq!(may_return(&owner, &other, 4096), held);
+    let lost = EndReason::ConnectionsLost;
+    assert_eq!(may_return(&owner, lost, &owner, 4096), Ok(()));
+    assert_eq!(may_return(&owner, lost, &owner, 8192), held);
+    assert_eq!(may_return(&owner, lost, &other, 4096), held);
+}
+
+#[test]
+fn nobody_comes_back_under_an_exclusive_user_to_what_was_ended_on_request() {
+    let owner = Process::new();
+    for reason in [EndReason::ConnectionsLost, EndReason::TimedOut] {
+        assert_eq!(may_return(&owner, reason, &owner, 4096), Ok(()));
+    }
+    for reason in [
+        EndReason::Disconnected,
+        EndReason::Cleared,
+        EndReason::Interrupted,
+        EndReason::StartFailed,
+    ] {
+        let held = Err(Failure::Refused(Refusal::Held));
+        assert_eq!(may_return(&owner, reason, &owner, 4096), held, "{reason:?}");
+    }
 }
 
 #[test]

@@ -7,7 +7,10 @@
 
 use rnbd_protocol::{
     geometry::ExportSize,
-    setup::{Configured, Connections, DiskUse, Failure, Kinds, Lifecycle, Owner, Setup},
+    setup::{
+        Configured, Connections, DiskPlan, DiskState, DiskUse, Failure, Kinds, Lifecycle, Owner,
+        Setup,
+    },
 };
 use std::{cell::Cell, rc::Rc};
 
@@ -110,11 +113,52 @@ pub fn resize(
     })
 }
 
-/// `NBD_DO_IT`; gives the sockets that are attached.
-pub fn start(life: &mut Lifecycle<World>, caller: &Process) -> Result<Vec<u32>, Failure<()>> {
-    life.start(caller.clone(), DiskUse::Shared, |_, setup| {
+/// Gives the device another disk; gives its name.
+pub fn next_disk(disk: &mut DiskState) -> u64 {
+    let serial = disk.next().expect("no generation is attached");
+    disk.added(serial);
+    serial
+}
+
+/// Does with the disk as was planned, as the driver does before it starts a generation.
+pub fn fit_disk(disk: &mut DiskState, plan: DiskPlan) {
+    if plan == DiskPlan::Replace {
+        next_disk(disk);
+    }
+}
+
+/// `NBD_DO_IT`, with a disk that may have an exclusive user; gives the sockets that are attached.
+pub fn start_under(
+    life: &mut Lifecycle<World>,
+    caller: &Process,
+    disk: DiskUse,
+) -> Result<Vec<u32>, Failure<()>> {
+    let (plan, _) = life.plan_start(caller, disk)?;
+    fit_disk(&mut life.disk, plan);
+    life.start(caller.clone(), disk, |_, setup| {
         Ok(std::mem::take(&mut setup.connections.0))
     })
+}
+
+/// `NBD_DO_IT`; gives the sockets that are attached.
+pub fn start(life: &mut Lifecycle<World>, caller: &Process) -> Result<Vec<u32>, Failure<()>> {
+    start_under(life, caller, DiskUse::Shared)
+}
+
+/// `NBD_CMD_CONNECT`, with a disk that may have an exclusive user; gives the sockets that are
+/// attached.
+pub fn connect(
+    life: &mut Lifecycle<World>,
+    setup: Setup<World>,
+    disk: DiskUse,
+) -> Result<Vec<u32>, Failure<()>> {
+    let plan = life.plan_connect(&setup, disk)?;
+    fit_disk(&mut life.disk, plan);
+    let attach = |_, setup: &mut Setup<World>| Ok(std::mem::take(&mut setup.connections.0));
+    match life.connect(setup, disk, attach) {
+        Ok(connected) => Ok(connected.attachment),
+        Err((failure, _)) => Err(failure),
+    }
 }
 
 /// How many connections a setup has.
