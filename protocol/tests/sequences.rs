@@ -14,8 +14,8 @@ use rnbd_protocol::{
     flags::TransmissionFlags,
     geometry::{BlockSize, ExportSize},
     setup::{
-        Config, Configured, Connections, DiskUse, Failure, Interface, Lifecycle, Phase, Retired,
-        Setup,
+        Config, Configured, Connections, DiskPlan, DiskUse, Failure, Interface, Lifecycle, Phase,
+        Retired, Setup,
     },
 };
 use world::{as_caller, Numbers, Process, World};
@@ -58,12 +58,22 @@ fn retired(retired: Retired<World>) -> (Vec<u32>, Vec<u32>) {
     }
 }
 
+/// Whether it happens whoever lives.
+fn goes_without_caller(call: &Call) -> bool {
+    matches!(
+        call,
+        Call::Drained | Call::Detached | Call::Clean | Call::Arrive | Call::Anew
+    )
+}
+
 /// A device, the plain model of it, and the processes that use both.
 struct Room {
     life: Lifecycle<World>,
     plain: Plain,
     processes: Vec<Process>,
     sockets: u32,
+    /// The disks that the device has and had.
+    disks: Vec<u64>,
     /// Sockets that were handed out to be disposed of, or went with an attachment.
     gone: Vec<u32>,
 }
@@ -75,6 +85,7 @@ impl Room {
             plain: Plain::new(MAX_BLOCK),
             processes: Vec::new(),
             sockets: 0,
+            disks: Vec::new(),
             gone: Vec::new(),
         };
         (0..3).for_each(|_| room.arrive(Process::new(), None));
@@ -88,7 +99,7 @@ impl Room {
 
     fn call(&mut self, who: usize, call: Call) -> Result<(), TestCaseError> {
         let who = who % self.processes.len();
-        if !self.plain.is_alive(who) && !matches!(call, Call::Drained | Call::Arrive | Call::Anew) {
+        if !self.plain.is_alive(who) && !goes_without_caller(&call) {
             return Ok(());
         }
         let caller = self.processes[who].clone();
@@ -109,25 +120,13 @@ impl Room {
                 };
                 prop_assert_eq!(got, self.plain.configure(who, setting));
             }
-            Call::Start { works, disk } => {
-                let mut got = Answer::Failed;
-                as_caller(&caller, || {
-                    let started = self.life.start(caller.clone(), disk, |_, setup| {
-                        if works {
-                            Ok(std::mem::take(&mut setup.connections.0))
-                        } else {
-                            Err(())
-                        }
-                    });
-                    got = started.map_or_else(refused, Answer::Done);
-                });
-                prop_assert_eq!(got, self.plain.start(who, disk, works));
-            }
+            Call::Start { works, fits, disk } => self.start(who, &caller, (works, fits, disk))?,
             Call::Connect {
                 sockets,
                 flags,
                 destroy,
                 works,
+                fits,
                 disk,
             } => {
                 let first = self.sockets;
@@ -137,8 +136,9 @@ impl Room {
                     flags,
                     destroy,
                     works,
+                    fits,
                 };
-                let got = self.connect(caller, disk, &want);
+                let got = self.connect(caller, disk, &want)?;
                 prop_assert_eq!(got, self.plain.connect(who, disk, &want));
             }
             Call::Reconfigure(setting) => {
@@ -149,6 +149,7 @@ impl Room {
             Call::Anew => {
                 if matches!(self.life.phase(), Phase::Gone) {
                     self.life = Lifecycle::default();
+                    self.disks.clear();
                     let plain = std::mem::replace(&mut self.plain, Plain::new(MAX_BLOCK));
                     self.plain = plain.anew();
                 }
@@ -170,6 +171,38 @@ impl Room {
                     .map_or(vec![], |sockets| sockets.0);
                 self.gone.extend(&disposed);
                 prop_assert_eq!(disposed, self.plain.abandon());
+            }
+            Call::Detached => {
+                if matches!(self.life.phase(), Phase::Draining { .. }) {
+                    self.life.disk.detached();
+                    self.plain.leave_disk();
+                }
+            }
+            Call::Open => {
+                if let Some(last) = self.disks.len().checked_sub(1) {
+                    if self.plain.has_disk(last) {
+                        self.life.disk.opened();
+                        self.plain.open(last);
+                    }
+                }
+            }
+            Call::Close { disk, cleans } => {
+                let open: Vec<usize> = (0..self.disks.len())
+                    .filter(|&number| self.plain.is_open(number))
+                    .collect();
+                if !open.is_empty() {
+                    let number = open[disk % open.len()];
+                    self.life.disk.closed();
+                    self.plain.close(number);
+                    if cleans {
+                        self.clean(number)?;
+                    }
+                }
+            }
+            Call::Clean => {
+                if let Some(last) = self.disks.len().checked_sub(1) {
+                    self.clean(last)?;
+                }
             }
             Call::Drained => {
                 if let Phase::Draining { attachment, .. } = self.life.phase() {
@@ -227,12 +260,78 @@ impl Room {
         Ok(())
     }
 
+    /// Does with the disk as was planned; or gives it up, and no other fits.
+    fn fit(&mut self, plan: DiskPlan, fits: bool) -> Result<(), TestCaseError> {
+        if plan == DiskPlan::Replace {
+            let serial = self.life.disk.next();
+            prop_assert!(
+                serial.is_some(),
+                "a disk that is attached is to be replaced"
+            );
+            self.disks.extend(serial);
+            if fits {
+                serial.map(|serial| self.life.disk.added(serial));
+            }
+        }
+        Ok(())
+    }
+
+    /// A disk is seen not to be open, and cleaned.
+    fn clean(&mut self, number: usize) -> Result<(), TestCaseError> {
+        if !self.plain.is_open(number) {
+            let serial = self.disks[number];
+            let may = self.life.disk.may_clean(serial);
+            prop_assert!(!may || self.plain.has_disk(number));
+            self.life.disk.cleaned(serial);
+            prop_assert!(!self.life.disk.may_clean(serial));
+            self.plain.clean(number);
+        }
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        who: usize,
+        caller: &Process,
+        (works, fits, disk): (bool, bool, DiskUse),
+    ) -> Result<(), TestCaseError> {
+        let mut plan = Ok((DiskPlan::Keep, 0));
+        as_caller(caller, || plan = self.life.plan_start(caller, disk));
+        prop_assert_eq!(plan, self.plain.plan_start(who, disk));
+        if let Ok((plan, _)) = plan {
+            self.fit(plan, fits)?;
+        }
+        let mut got = Answer::Failed;
+        as_caller(caller, || {
+            let started = self.life.start(caller.clone(), disk, |_, setup| {
+                if works {
+                    Ok(std::mem::take(&mut setup.connections.0))
+                } else {
+                    Err(())
+                }
+            });
+            got = started.map_or_else(refused, Answer::Done);
+        });
+        prop_assert_eq!(got, self.plain.start(who, disk, works, fits));
+        Ok(())
+    }
+
     /// Gives the orphan's sockets. If nothing is attached the caller keeps its own.
-    fn connect(&mut self, caller: Process, disk: DiskUse, want: &Wanted) -> Answer<Vec<u32>> {
+    fn connect(
+        &mut self,
+        caller: Process,
+        disk: DiskUse,
+        want: &Wanted,
+    ) -> Result<Answer<Vec<u32>>, TestCaseError> {
         let mut setup = Setup::new(caller);
         setup.connections = Numbers(want.sockets.clone());
         setup.config.flags = TransmissionFlags::from_bits(want.flags);
         setup.config.destroy_on_disconnect = want.destroy;
+        let plan = self.life.plan_connect(&setup, disk);
+        prop_assert_eq!(plan, self.plain.plan_connect(disk, want));
+        if let Ok(plan) = plan {
+            self.fit(plan, want.fits)?;
+        }
         let connected = self.life.connect(setup, disk, |_, setup| {
             if want.works {
                 Ok(std::mem::take(&mut setup.connections.0))
@@ -240,7 +339,7 @@ impl Room {
                 Err(())
             }
         });
-        match connected {
+        Ok(match connected {
             Ok(connected) => {
                 let orphan = connected.replaced.map_or(vec![], |sockets| sockets.0);
                 self.gone.extend(&orphan);
@@ -250,7 +349,7 @@ impl Room {
                 self.gone.extend(setup.connections.0);
                 refused(failure)
             }
-        }
+        })
     }
 
     /// What must hold between any two calls.
@@ -292,6 +391,12 @@ impl Room {
             );
             prop_assert_eq!(told, self.plain.config());
             prop_assert_eq!(config.destroy_on_disconnect, self.plain.is_to_go());
+        }
+        prop_assert_eq!(self.life.disk.opens(), self.plain.opens());
+        prop_assert_eq!(self.disks.len(), self.plain.disks());
+        for (number, &serial) in self.disks.iter().enumerate() {
+            let current = self.life.disk.is_current(serial);
+            prop_assert_eq!(current, self.plain.has_disk(number));
         }
         // Every socket is in one place: held, or handed out.
         let mut all: Vec<u32> = self.gone.iter().copied().chain(held).collect();

@@ -16,6 +16,7 @@ pub enum Call {
     Configure(Setting),
     Start {
         works: bool,
+        fits: bool,
         disk: DiskUse,
     },
     Connect {
@@ -23,6 +24,7 @@ pub enum Call {
         flags: u32,
         destroy: bool,
         works: bool,
+        fits: bool,
         disk: DiskUse,
     },
     Reconfigure(Setting),
@@ -31,7 +33,18 @@ pub enum Call {
     Clear,
     Retire(EndReason),
     Abandon,
+    /// All requests of a generation that drains are done.
+    Detached,
     Drained,
+    /// The disk that is there is opened.
+    Open,
+    /// Some disk is closed; if that is the last close, and it is not refused, it is cleaned.
+    Close {
+        disk: usize,
+        cleans: bool,
+    },
+    /// The device's disk is cleaned if it is not open.
+    Clean,
     Die,
     Fork,
     Arrive,
@@ -67,17 +80,21 @@ pub fn any_call() -> impl Strategy<Value = Call> {
         Just(EndReason::ConnectionsLost),
         Just(EndReason::TimedOut),
         Just(EndReason::Interrupted),
+        Just(EndReason::StartFailed),
     ];
+    let fits = || prop::bool::weighted(0.9);
     prop_oneof![
         6 => (works(), disk()).prop_map(|(works, disk)| Call::Add { works, disk }),
         5 => any_setting().prop_map(Call::Configure),
-        6 => (works(), disk()).prop_map(|(works, disk)| Call::Start { works, disk }),
-        3 => (0..3_u32, any_flags(), prop::bool::weighted(0.2), works(), disk())
-            .prop_map(|(sockets, flags, destroy, works, disk)| Call::Connect {
+        6 => (works(), fits(), disk())
+            .prop_map(|(works, fits, disk)| Call::Start { works, fits, disk }),
+        3 => (0..3_u32, any_flags(), prop::bool::weighted(0.2), works(), fits(), disk())
+            .prop_map(|(sockets, flags, destroy, works, fits, disk)| Call::Connect {
                 sockets,
                 flags,
                 destroy,
                 works,
+                fits,
                 disk,
             }),
         3 => any_setting().prop_map(Call::Reconfigure),
@@ -85,7 +102,12 @@ pub fn any_call() -> impl Strategy<Value = Call> {
         1 => Just(Call::Clear),
         2 => reason.prop_map(Call::Retire),
         1 => Just(Call::Abandon),
+        2 => Just(Call::Detached),
         4 => Just(Call::Drained),
+        3 => Just(Call::Open),
+        3 => (any::<usize>(), prop::bool::weighted(0.8))
+            .prop_map(|(disk, cleans)| Call::Close { disk, cleans }),
+        1 => Just(Call::Clean),
         2 => Just(Call::Die),
         2 => Just(Call::Fork),
         1 => Just(Call::Arrive),

@@ -5,7 +5,7 @@
 
 pub mod calls;
 
-use rnbd_protocol::setup::{DiskUse, EndReason, Refusal};
+use rnbd_protocol::setup::{DiskPlan, DiskUse, EndReason, Refusal};
 
 /// What a process may say of an export.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,8 @@ pub struct Wanted {
     pub flags: u32,
     pub destroy: bool,
     pub works: bool,
+    /// Whether another disk can be made, if it takes one.
+    pub fits: bool,
 }
 
 /// How a call ends.
@@ -47,6 +49,36 @@ struct Person {
     alive: bool,
 }
 
+/// Whether a generation can have so many sockets.
+fn may_have(sockets: usize, flags: u32) -> Result<(), Refusal> {
+    match sockets {
+        0 => Err(Refusal::NoConnection),
+        1 => Ok(()),
+        _ if flags & CAN_MULTI_CONN != 0 => Ok(()),
+        _ => Err(Refusal::NotMultiConn),
+    }
+}
+
+/// A disk that the device has or had. The device has the last of them, if that is `there`.
+struct Disk {
+    there: bool,
+    /// A generation has been on it since it came, or since it was last cleaned.
+    stained: bool,
+    /// A generation is on it.
+    busy: bool,
+    /// How often it is open.
+    opens: u32,
+}
+
+/// A generation that ran and is gone.
+#[derive(Clone, Copy)]
+struct Last {
+    owner: usize,
+    size: u64,
+    block_size: u64,
+    lost: bool,
+}
+
 pub struct Plain {
     max_block: u64,
     people: Vec<Person>,
@@ -60,9 +92,9 @@ pub struct Plain {
     /// The device goes with the generation.
     destroy: bool,
     reason: Option<EndReason>,
-    /// Owner and size of the last generation that ran and is gone.
-    last: Option<(usize, u64)>,
-    /// That owner, until it has cleared.
+    disks: Vec<Disk>,
+    last: Option<Last>,
+    /// The owner of that, until it has cleared.
     clear_due: Option<usize>,
 }
 
@@ -79,6 +111,7 @@ impl Plain {
             netlink: false,
             destroy: false,
             reason: None,
+            disks: Vec::new(),
             last: None,
             clear_due: None,
         }
@@ -179,8 +212,8 @@ impl Plain {
         if let Some(refusal) = self.in_use() {
             return Answer::Refused(refusal);
         }
-        let was_last = self.last.is_some_and(|(owner, _)| owner == who);
-        if disk == DiskUse::Exclusive && !was_last {
+        let comes_back = self.last.is_some_and(|last| last.lost && last.owner == who);
+        if disk == DiskUse::Exclusive && !comes_back {
             return Answer::Refused(Refusal::Held);
         }
         if self.taken(who) {
@@ -258,27 +291,34 @@ impl Plain {
         Some((size, block, flags, timeout))
     }
 
-    /// Sets up and starts in one step, by netlink. Gives the orphan's sockets.
-    pub fn connect(&mut self, who: usize, disk: DiskUse, want: &Wanted) -> Answer<Vec<u32>> {
+    /// Which disk a generation by netlink needs.
+    pub fn plan_connect(&self, disk: DiskUse, want: &Wanted) -> Result<DiskPlan, Refusal> {
         match self.phase {
             // By whatever it is attached.
-            "running" => return Answer::Refused(Refusal::Running),
-            "draining" => return Answer::Refused(Refusal::Draining),
-            "gone" => return Answer::Refused(Refusal::Gone),
+            "running" => return Err(Refusal::Running),
+            "draining" => return Err(Refusal::Draining),
+            "gone" => return Err(Refusal::Gone),
             // Nor is one's own setup mixed with this.
             "setup" if self.owner.is_some_and(|owner| self.people[owner].alive) => {
-                return Answer::Refused(Refusal::Owned);
+                return Err(Refusal::Owned);
             }
             _ => {}
         }
         if disk == DiskUse::Exclusive {
-            return Answer::Refused(Refusal::Held);
+            return Err(Refusal::Held);
         }
-        if want.sockets.is_empty() {
-            return Answer::Refused(Refusal::NoConnection);
-        }
-        if want.sockets.len() > 1 && want.flags & CAN_MULTI_CONN == 0 {
-            return Answer::Refused(Refusal::NotMultiConn);
+        may_have(want.sockets.len(), want.flags)?;
+        Ok(self.disk_for(false))
+    }
+
+    /// Sets up and starts in one step, by netlink. Gives the orphan's sockets.
+    pub fn connect(&mut self, who: usize, disk: DiskUse, want: &Wanted) -> Answer<Vec<u32>> {
+        let plan = match self.plan_connect(disk, want) {
+            Ok(plan) => plan,
+            Err(refusal) => return Answer::Refused(refusal),
+        };
+        if !self.fit(plan, want.fits) {
+            return Answer::Refused(Refusal::NeedsDisk);
         }
         if !want.works {
             return Answer::Failed;
@@ -291,36 +331,139 @@ impl Plain {
         self.sockets = want.sockets.clone();
         self.netlink = true;
         self.destroy = want.destroy;
+        self.enter_disk();
         Answer::Done(orphan)
     }
 
-    /// Gives the sockets that are attached.
-    pub fn start(&mut self, who: usize, disk: DiskUse, works: bool) -> Answer<Vec<u32>> {
+    /// Which disk the generation needs that is set up, and how many sockets it has.
+    pub fn plan_start(&self, who: usize, disk: DiskUse) -> Result<(DiskPlan, usize), Refusal> {
         if self.phase == "idle" {
-            return Answer::Refused(Refusal::NoConnection);
+            return Err(Refusal::NoConnection);
         }
         if let Some(refusal) = self.in_use() {
-            return Answer::Refused(refusal);
+            return Err(refusal);
         }
         let child = self.people[who].parent.is_some() && self.people[who].parent == self.owner;
         if self.taken(who) && !child {
-            return Answer::Refused(Refusal::Owned);
+            return Err(Refusal::Owned);
         }
-        if self.sockets.is_empty() {
-            return Answer::Refused(Refusal::NoConnection);
+        let (size, block_size, flags, _) = self.settings;
+        may_have(self.sockets.len(), flags)?;
+        // A client that lost its server, and is back at it.
+        let goes_on = match self.last {
+            Some(last) if last.lost && last.owner == who => {
+                last.size == size && last.block_size == block_size
+            }
+            _ => false,
+        };
+        if disk == DiskUse::Exclusive && !goes_on {
+            return Err(Refusal::Held);
         }
-        if self.sockets.len() > 1 && self.settings.2 & CAN_MULTI_CONN == 0 {
-            return Answer::Refused(Refusal::NotMultiConn);
-        }
-        if disk == DiskUse::Exclusive && self.last != Some((who, self.settings.0)) {
-            return Answer::Refused(Refusal::Held);
+        Ok((self.disk_for(goes_on), self.sockets.len()))
+    }
+
+    /// Gives the sockets that are attached.
+    pub fn start(
+        &mut self,
+        who: usize,
+        disk: DiskUse,
+        works: bool,
+        fits: bool,
+    ) -> Answer<Vec<u32>> {
+        let plan = match self.plan_start(who, disk) {
+            Ok((plan, _)) => plan,
+            Err(refusal) => return Answer::Refused(refusal),
+        };
+        if !self.fit(plan, fits) {
+            return Answer::Refused(Refusal::NeedsDisk);
         }
         if !works {
             return Answer::Failed;
         }
         self.phase = "running";
         self.owner = Some(who);
+        self.enter_disk();
         Answer::Done(self.sockets.clone())
+    }
+
+    /// The disk that the device has.
+    fn disk(&self) -> Option<&Disk> {
+        self.disks.last().filter(|disk| disk.there)
+    }
+
+    fn disk_for(&self, goes_on: bool) -> DiskPlan {
+        match self.disk() {
+            None => DiskPlan::Replace,
+            Some(disk) if !disk.stained => DiskPlan::Keep,
+            Some(_) if goes_on => DiskPlan::Continue,
+            Some(_) => DiskPlan::Replace,
+        }
+    }
+
+    /// False if there is no disk as was planned.
+    fn fit(&mut self, plan: DiskPlan, fits: bool) -> bool {
+        if plan != DiskPlan::Replace {
+            return true;
+        }
+        if let Some(last) = self.disks.last_mut() {
+            last.there = false;
+        }
+        self.disks.push(Disk {
+            there: fits,
+            stained: false,
+            busy: false,
+            opens: 0,
+        });
+        fits
+    }
+
+    fn enter_disk(&mut self) {
+        if let Some(disk) = self.disks.last_mut() {
+            disk.stained = true;
+            disk.busy = true;
+        }
+    }
+
+    /// All requests of the generation that drains are done.
+    pub fn leave_disk(&mut self) {
+        if let Some(disk) = self.disks.last_mut() {
+            disk.busy = false;
+        }
+    }
+
+    /// How many disks there were.
+    pub fn disks(&self) -> usize {
+        self.disks.len()
+    }
+
+    pub fn has_disk(&self, number: usize) -> bool {
+        self.disks[number].there
+    }
+
+    pub fn is_open(&self, number: usize) -> bool {
+        self.disks[number].opens > 0
+    }
+
+    /// How often all disks are open.
+    pub fn opens(&self) -> u32 {
+        self.disks.iter().map(|disk| disk.opens).sum()
+    }
+
+    pub fn open(&mut self, number: usize) {
+        self.disks[number].opens += 1;
+    }
+
+    pub fn close(&mut self, number: usize) {
+        self.disks[number].opens -= 1;
+    }
+
+    /// Somebody has seen that the disk is not open, and cleans it; if it is the device's, and no
+    /// generation is on it.
+    pub fn clean(&mut self, number: usize) {
+        let disk = &mut self.disks[number];
+        if disk.there && !disk.busy {
+            disk.stained = false;
+        }
     }
 
     /// Gives the sockets to dispose of, and those of the attachment that drains.
@@ -364,7 +507,14 @@ impl Plain {
         if self.phase != "draining" {
             return None;
         }
-        self.last = self.owner.map(|owner| (owner, self.settings.0));
+        let lost = [EndReason::ConnectionsLost, EndReason::TimedOut];
+        self.last = self.owner.map(|owner| Last {
+            owner,
+            size: self.settings.0,
+            block_size: self.settings.1,
+            lost: self.reason.is_some_and(|reason| lost.contains(&reason)),
+        });
+        self.leave_disk();
         self.clear_due = self.owner;
         let goes = self.destroy;
         self.let_go();
