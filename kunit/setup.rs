@@ -9,8 +9,8 @@ use crate::{
         flags::TransmissionFlags,
         geometry::ExportSize,
         setup::{
-            Configured, Connections, DiskUse, EndReason, Failure, Kinds, Lifecycle, Phase, Refusal,
-            Retired,
+            Configured, Connections, DiskPlan, DiskUse, EndReason, Failure, Kinds, Lifecycle, Phase,
+            Refusal, Retired,
         },
     },
 };
@@ -45,8 +45,20 @@ pub(super) fn add(life: &mut Life, owner: ProcessRef, census: &Census) -> Added 
     })
 }
 
-/// Starts, as `NBD_DO_IT` does; the attachment is the generation's number.
+/// Gives the device another disk.
+fn next_disk(life: &mut Life) {
+    if let Some(serial) = life.disk.next() {
+        life.disk.added(serial);
+    }
+}
+
+/// Starts, as `NBD_DO_IT` does, on another disk if it takes one; the attachment is the generation's
+/// number.
 pub(super) fn start(life: &mut Life, owner: ProcessRef) -> Result<u64, Failure<Error>> {
+    let (plan, _) = life.plan_start(&owner, DiskUse::Shared)?;
+    if plan == DiskPlan::Replace {
+        next_disk(life);
+    }
     life.start(owner, DiskUse::Shared, |generation, setup| {
         setup.connections = Sockets::default();
         Ok(generation)
@@ -188,6 +200,7 @@ mod tests {
     fn a_failed_start_leaves_the_setup_whole() -> Result {
         let (census, mut life) = (Census::new()?, Life::default());
         assert!(add(&mut life, ProcessRef::current(), &census).1.is_ok());
+        next_disk(&mut life);
         let failed = life.start(ProcessRef::current(), DiskUse::Shared, |_, _| {
             Err::<u64, _>(ENOMEM)
         });
@@ -276,6 +289,40 @@ mod tests {
         match life.phase() {
             Phase::Setup(setup) => assert_eq!(setup.config.size.bytes(), 1 << 20),
             _ => return Err(EINVAL),
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn only_a_clean_disk_is_kept_for_another() -> Result {
+        let (census, mut life) = (Census::new()?, Life::default());
+        let owner = Process::start("rnbd-owner")?;
+        let mut serials = KVec::new();
+        for cleaned in [false, true, false] {
+            assert!(add(&mut life, owner.process()?, &census).1.is_ok());
+            let (plan, _) = life
+                .plan_start(&owner.process()?, DiskUse::Shared)
+                .map_err(|_| EINVAL)?;
+            let kept = serials.len() == 2;
+            assert_eq!(plan == DiskPlan::Keep, kept);
+            if !kept {
+                // Not on the one that is there, if there is one.
+                let started = life.start(owner.process()?, DiskUse::Shared, |_, _| {
+                    Err::<u64, _>(ENOMEM)
+                });
+                assert!(started == Err(Failure::Refused(Refusal::NeedsDisk)));
+                let serial = life.disk.next().ok_or(EBUSY)?;
+                life.disk.added(serial);
+                serials.push(serial, GFP_KERNEL)?;
+            }
+            assert!(start(&mut life, owner.process()?).is_ok());
+            assert!(life.disk.next().is_none());
+            let _ = life.retire(EndReason::Disconnected);
+            assert!(life.drained().is_some());
+            if cleaned {
+                let serial = serials.last().copied().ok_or(EINVAL)?;
+                life.disk.cleaned(serial);
+            }
         }
         Ok(())
     }
