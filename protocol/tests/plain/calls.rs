@@ -60,7 +60,7 @@ fn any_setting() -> impl Strategy<Value = Setting> {
     let bytes = prop_oneof![0..1_u64 << 20, edge - 1..=edge + 1, any::<u64>()];
     let block = prop_oneof![
         Just(0),
-        (0..16_u32).prop_map(|shift| 1_u64 << shift),
+        (8..14_u32).prop_map(|shift| 1_u64 << shift),
         any::<u64>()
     ];
     prop_oneof![
