@@ -7,7 +7,7 @@
 
 use crate::{
     device::{Device, Ledger, Process, Refused},
-    rnbd::{dispose, Attachment, Rnbd, Sockets},
+    rnbd::{dispose, fit_disk, Attachment, Rnbd, Sockets},
     rules::Rules,
 };
 use loom::sync::{Condvar, Mutex};
@@ -224,6 +224,9 @@ impl Devices {
             let tried = device.ending(
                 &mut device.lock(),
                 |life| {
+                    if let Ok(plan) = life.plan_connect(&setup, DiskUse::Shared) {
+                        fit_disk(life, plan);
+                    }
                     life.connect(setup, DiskUse::Shared, |generation, setup| {
                         let sockets = std::mem::take(&mut setup.connections.0);
                         for socket in &sockets {

@@ -4,6 +4,7 @@
 //!
 //! Mirrors `driver/setup.rs`, `driver/keeper.rs`, `driver/teardown.rs` and `when_drained` of
 //! `driver/device.rs`: change them together. What netlink adds is in [`netlink`](crate::netlink).
+//! Which disk a generation gets is in [`disk`](crate::disk); here it has it in one step.
 
 use crate::{
     device::{Device, Ledger, Process, Refused, Socket},
@@ -17,8 +18,8 @@ use loom::sync::{
 use rnbd_protocol::{
     flags::TransmissionFlags,
     setup::{
-        Configured, Connections, DiskUse, EndReason, Failure, Kinds, Lifecycle, Owner, Phase,
-        Refusal, Retired,
+        Configured, Connections, DiskPlan, DiskUse, EndReason, Failure, Kinds, Lifecycle, Owner,
+        Phase, Refusal, Retired,
     },
 };
 use std::{
@@ -94,6 +95,14 @@ pub struct Rnbd {
     /// `used` of `driver/device.rs`.
     used: AtomicBool,
     pub ledger: Arc<Ledger>,
+}
+
+/// `Device::fit_disk`, in one step.
+pub fn fit_disk(life: &mut Lifecycle<World>, plan: DiskPlan) {
+    if plan == DiskPlan::Replace {
+        let serial = life.disk.next().expect("no generation is attached");
+        life.disk.added(serial);
+    }
 }
 
 pub fn dispose(sockets: Sockets) {
@@ -221,6 +230,9 @@ impl Rnbd {
             let started = {
                 let mut life = self.lock();
                 caller.calls();
+                if let Ok((plan, _)) = life.plan_start(caller, DiskUse::Shared) {
+                    fit_disk(&mut life, plan);
+                }
                 life.start(caller.clone(), DiskUse::Shared, |generation, setup| {
                     let sockets = core::mem::take(&mut setup.connections.0);
                     self.ledger.started(generation, &sockets);
