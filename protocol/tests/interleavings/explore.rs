@@ -4,12 +4,18 @@
 
 use loom::{
     model::Builder,
-    sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering},
+    sync::{
+        atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering},
+        Condvar, Mutex,
+    },
 };
 use rnbd_protocol::request::AtomicWord;
-use std::sync::{
-    atomic::{AtomicUsize, Ordering::Relaxed},
-    Arc,
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        Arc,
+    },
 };
 
 /// Runs `model` once for each interleaving with at most so many preemptions.
@@ -117,5 +123,73 @@ impl Number {
         self.0
             .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
             .map(|_| full(()))
+    }
+}
+
+/// A lock that may be tried. loom's own lets a thread that tries wait, where it came first; and does
+/// not explore what giving back and trying may do to each other.
+pub struct TryMutex<T> {
+    value: Mutex<Option<T>>,
+    given_back: Condvar,
+}
+
+/// The lock, held.
+pub struct TryMutexGuard<'a, T> {
+    lock: &'a TryMutex<T>,
+    value: Option<T>,
+}
+
+impl<T> TryMutex<T> {
+    pub fn new(value: T) -> Self {
+        Self {
+            value: Mutex::new(Some(value)),
+            given_back: Condvar::new(),
+        }
+    }
+
+    pub fn lock(&self) -> TryMutexGuard<'_, T> {
+        let mut there = self.value.lock().unwrap();
+        loop {
+            if let Some(value) = there.take() {
+                return self.held(value);
+            }
+            there = self.given_back.wait(there).unwrap();
+        }
+    }
+
+    pub fn try_lock(&self) -> Option<TryMutexGuard<'_, T>> {
+        let value = self.value.lock().unwrap().take()?;
+        Some(self.held(value))
+    }
+
+    fn held(&self, value: T) -> TryMutexGuard<'_, T> {
+        TryMutexGuard {
+            lock: self,
+            value: Some(value),
+        }
+    }
+}
+
+impl<T> Deref for TryMutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value.as_ref().unwrap()
+    }
+}
+
+impl<T> DerefMut for TryMutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value.as_mut().unwrap()
+    }
+}
+
+impl<T> Drop for TryMutexGuard<'_, T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        *self.lock.value.lock().unwrap() = self.value.take();
+        self.lock.given_back.notify_one();
     }
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Every interleaving, under loom, of what may happen to a request (invariant G5) and to a setup
-//! (invariants G1 to G3).
+//! (invariants G1 to G3), and to a device's disk (G4).
 //!
 //! The logic is the module's own: [`rnbd_protocol::request`] and [`rnbd_protocol::setup`]. What
 //! the driver does around it cannot run here, for it needs a kernel; [`block`], [`connection`],
-//! [`outbox`], [`transmit`], [`transport`], [`replace`], [`keeper`], [`rnbd`] and [`netlink`]
+//! [`outbox`], [`transmit`], [`transport`], [`replace`], [`keeper`], [`rnbd`], [`netlink`] and [`disk`]
 //! retell it, function by function and in the same order: change them with it. [`nbd_ko`] does the
 //! same for the C driver's rules, and [`rules`] takes single rules of ours away, to show that the
 //! harness sees what is wrong then.
@@ -27,12 +27,14 @@ mod block;
 mod close;
 mod connection;
 mod device;
+mod disk;
 mod end;
 mod explore;
 mod handover;
 mod keeper;
 mod nbd_ko;
 mod netlink;
+mod openers;
 mod outbox;
 mod reconnect;
 mod replace;

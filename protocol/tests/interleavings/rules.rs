@@ -43,6 +43,12 @@ pub struct Rules {
     pub forgets_use_at_once: bool,
     /// The last close ends the generation that it has looked at.
     pub closes_in_one_step: bool,
+    /// A disk is cleaned under its open lock, and not just when it seems not to be open.
+    pub cleans_under_open_lock: bool,
+    /// A disk is kept if it is clean, and not just if it seems not to be open at the start.
+    pub keeps_what_is_clean: bool,
+    /// A disk is not cleaned while a generation is being started.
+    pub cleans_outside_of_starts: bool,
 }
 
 impl Rules {
@@ -67,5 +73,8 @@ impl Rules {
         counts_before_shutdown: true,
         forgets_use_at_once: true,
         closes_in_one_step: true,
+        cleans_under_open_lock: true,
+        keeps_what_is_clean: true,
+        cleans_outside_of_starts: true,
     };
 }

@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device, its disks and those who open them, retold for loom around the real [`Lifecycle`].
+//!
+//! Mirrors `driver/device/disk.rs`, and of `driver/device/start.rs`, `drain.rs` and `end.rs` what has
+//! to do with the disk: change them together. [`Disk`] does as the block layer does (`block/bdev.c`).
+//! A disk that is taken out of the system is gone when the worker is done, which is awaited.
+
+use crate::{
+    explore::{Number, TryMutex, TryMutexGuard},
+    rules::Rules,
+};
+use loom::sync::{Condvar, Mutex, MutexGuard};
+use rnbd_protocol::setup::{
+    Connections, DiskPlan, DiskUse, EndReason, Failure, Interface, Kinds, Lifecycle, Owner, Phase,
+    Refusal, Retired, Setup,
+};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex as StdMutex},
+};
+
+pub enum World {}
+
+impl Kinds for World {
+    type Owner = Client;
+    type Connections = Count;
+    type Attachment = Arc<Attachment>;
+}
+
+/// A process that attaches the device, and lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Client(pub u32);
+
+impl Owner for Client {
+    fn is_alive(&self) -> bool {
+        true
+    }
+
+    fn is_parent_of_caller(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Default)]
+pub struct Count(usize);
+
+impl Connections for Count {
+    fn count(&self) -> usize {
+        self.0
+    }
+}
+
+/// A generation, on its disk.
+pub struct Attachment {
+    generation: u32,
+    disk: Arc<Disk>,
+}
+
+/// Who has a disk open, written down from outside; no part of the model.
+#[derive(Default)]
+struct Book {
+    /// A generation has the disk, from its start on.
+    taken: bool,
+    /// The generation that is attached, or 0.
+    attached: u32,
+    /// Openers, and the last generation that each has seen on the disk, or 0.
+    openers: Vec<(u32, u32)>,
+}
+
+/// A `struct gendisk`.
+pub struct Disk {
+    serial: u64,
+    /// `open_mutex`; and whether the disk is in the system.
+    open_lock: TryMutex<bool>,
+    /// `bd_openers`, changed under that lock.
+    openers: Number,
+    /// The generation that is attached, or 0. A request has the lock, and so has who freezes the queue.
+    attached: Mutex<u32>,
+    /// The generation whose data the page cache holds, or 0.
+    pages: Number,
+    book: StdMutex<Book>,
+}
+
+impl Disk {
+    fn new(serial: u64) -> Arc<Self> {
+        Arc::new(Self {
+            serial,
+            open_lock: TryMutex::new(true),
+            openers: Number::new(0),
+            attached: Mutex::new(0),
+            pages: Number::new(0),
+            book: StdMutex::default(),
+        })
+    }
+
+    /// Of an opener: writes to the page cache, if there is anything attached to write to.
+    pub fn write(&self) {
+        let attached = self.attached.lock().unwrap();
+        if *attached != 0 {
+            self.pages.store_release(*attached);
+        }
+    }
+
+    /// `del_gendisk`.
+    fn remove(&self) {
+        *self.open_lock.lock() = false;
+    }
+
+    /// A generation comes: what is there of another one that it does not continue?
+    fn attach(&self, generation: u32, continues: bool) {
+        let mut attached = self.attached.lock().unwrap();
+        *attached = generation;
+        let mut book = self.book.lock().unwrap();
+        book.attached = generation;
+        for (_, seen) in &mut book.openers {
+            assert!(
+                continues || *seen == 0,
+                "a generation starts on a disk that an opener of another still has open"
+            );
+            *seen = generation;
+        }
+        drop(book);
+        assert!(
+            continues || self.pages.load() == 0,
+            "a generation starts on a disk that holds pages of another"
+        );
+    }
+
+    /// `freeze().detach()`; and the disk has no capacity any more.
+    fn detach(&self) {
+        *self.attached.lock().unwrap() = 0;
+        let mut book = self.book.lock().unwrap();
+        book.attached = 0;
+        book.taken = false;
+    }
+
+    fn try_unopened(&self) -> Option<TryMutexGuard<'_, bool>> {
+        let held = self.open_lock.try_lock()?;
+        (self.openers.load() == 0).then_some(held)
+    }
+
+    /// `Unopened::forget_medium`. False if the disk has a capacity.
+    fn forget_medium(&self) -> bool {
+        let attached = self.attached.lock().unwrap();
+        if *attached != 0 {
+            return false;
+        }
+        assert!(
+            !self.book.lock().unwrap().taken,
+            "the partitions of a generation that is being started are dropped"
+        );
+        true
+    }
+}
+
+/// The device.
+pub struct Device {
+    rules: Rules,
+    /// `Device::in_system`.
+    slot: TryMutex<Option<Arc<Disk>>>,
+    setup: Mutex<Lifecycle<World>>,
+    phase_changed: Condvar,
+    /// What the system has under the device's name.
+    named: Mutex<Option<Arc<Disk>>>,
+    /// Who was attached last, and whether that was lost; no part of the model.
+    last: StdMutex<Option<(Client, bool)>>,
+}
+
+impl Device {
+    /// A device with a disk that nothing was attached to.
+    pub fn new(rules: Rules) -> Arc<Self> {
+        let device = Arc::new(Self {
+            rules,
+            slot: TryMutex::new(None),
+            setup: Mutex::new(Lifecycle::default()),
+            phase_changed: Condvar::new(),
+            named: Mutex::new(None),
+            last: StdMutex::new(None),
+        });
+        device.next_disk(&mut device.slot.lock());
+        device
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Lifecycle<World>> {
+        self.setup.lock().unwrap()
+    }
+
+    fn when_drained<R>(&self, step: impl FnOnce(&mut Lifecycle<World>) -> R) -> R {
+        let mut life = self.lock();
+        while matches!(life.phase(), Phase::Draining { .. }) {
+            life = self.phase_changed.wait(life).unwrap();
+        }
+        step(&mut life)
+    }
+
+    // block/bdev.c, and driver/block.rs
+
+    /// Opens the disk that has the device's name now; none if that goes meanwhile.
+    pub fn open(&self, opener: u32) -> Option<Arc<Disk>> {
+        let disk = self.named.lock().unwrap().clone()?;
+        let in_system = disk.open_lock.lock();
+        if !*in_system {
+            return None;
+        }
+        self.lock().disk.opened();
+        disk.openers.fetch_add_relaxed(1);
+        let mut book = disk.book.lock().unwrap();
+        let seen = book.attached;
+        book.openers.push((opener, seen));
+        drop(book);
+        drop(in_system);
+        Some(disk)
+    }
+
+    pub fn close(&self, opener: u32, disk: &Disk) {
+        let _held = disk.open_lock.lock();
+        let others = disk.openers.fetch_sub_full(1) - 1;
+        let mut book = disk.book.lock().unwrap();
+        book.openers.retain(|(who, _)| *who != opener);
+        drop(book);
+        if others == 0 {
+            // `blkdev_flush_mapping`
+            disk.pages.store_release(0);
+        }
+        self.closed(disk, disk.openers.load() == 0);
+    }
+
+    // driver/device/end.rs
+
+    fn closed(&self, disk: &Disk, unopened: bool) {
+        self.lock().disk.closed();
+        if unopened {
+            self.clean_disk(disk);
+        }
+    }
+
+    /// `retire`, of a generation that runs.
+    pub fn retire(&self, reason: EndReason) -> Arc<Attachment> {
+        match self.lock().retire(reason) {
+            Retired::Stopped(attachment) => attachment,
+            _ => panic!("no generation runs"),
+        }
+    }
+
+    // driver/device/drain.rs
+
+    pub fn drain(&self, attachment: &Attachment) {
+        let disk = &attachment.disk;
+        disk.detach();
+        self.lock().disk.detached();
+        if !self.rules.cleans_under_open_lock {
+            if disk.openers.load() == 0 {
+                self.clean_disk(disk);
+            }
+        } else if let Some(_unopened) = disk.try_unopened() {
+            self.clean_disk(disk);
+        }
+        let mut life = self.lock();
+        let owner = life.owner().copied();
+        let reason = life.drained();
+        *self.last.lock().unwrap() = owner.zip(reason.map(EndReason::is_loss));
+        self.phase_changed.notify_all();
+    }
+
+    // driver/device/disk.rs
+
+    fn fit_disk(&self, slot: &mut Option<Arc<Disk>>, plan: DiskPlan) -> Arc<Disk> {
+        if plan == DiskPlan::Replace {
+            self.next_disk(slot);
+        }
+        slot.clone().expect("a disk")
+    }
+
+    fn next_disk(&self, slot: &mut Option<Arc<Disk>>) {
+        let next = self.lock().disk.next();
+        let serial = next.expect("no generation is attached");
+        if let Some(disk) = slot.take() {
+            *self.named.lock().unwrap() = None;
+            disk.remove();
+        }
+        let disk = Disk::new(serial);
+        *self.named.lock().unwrap() = Some(disk.clone());
+        *slot = Some(disk);
+        self.lock().disk.added(serial);
+    }
+
+    fn clean_disk(&self, disk: &Disk) {
+        let slot = self.slot.try_lock();
+        if slot.is_none() && self.rules.cleans_outside_of_starts {
+            return;
+        }
+        let may = self.lock().disk.may_clean(disk.serial);
+        if may && disk.forget_medium() {
+            self.lock().disk.cleaned(disk.serial);
+        }
+    }
+
+    // driver/device/start.rs
+
+    /// `NBD_SET_SOCK`, and `NBD_DO_IT` until it serves.
+    pub fn start(&self, caller: Client) -> Result<DiskPlan, Refusal> {
+        let (_, added) = self.when_drained(|life| {
+            life.add(caller, DiskUse::Shared, |_, connections| {
+                connections.0 += 1;
+                Ok::<_, Infallible>(())
+            })
+        });
+        added.map_err(refusal)?;
+        self.attach(
+            caller,
+            Interface::Ioctl,
+            |life| Ok(life.plan_start(&caller, DiskUse::Shared)?.0),
+            |life, disk| {
+                life.start(caller, DiskUse::Shared, |generation, _| {
+                    attachment(generation, disk)
+                })
+                .map_err(refusal)
+            },
+        )
+    }
+
+    /// `NBD_CMD_CONNECT`.
+    pub fn connect(&self, caller: Client) -> Result<DiskPlan, Refusal> {
+        let setup = || Setup::<World> {
+            connections: Count(1),
+            ..Setup::new(caller)
+        };
+        self.attach(
+            caller,
+            Interface::Netlink,
+            |life| life.plan_connect(&setup(), DiskUse::Shared),
+            |life, disk| {
+                life.connect(setup(), DiskUse::Shared, |generation, _| {
+                    attachment(generation, disk)
+                })
+                .map(|connected| connected.attachment)
+                .map_err(|(failure, _)| refusal(failure))
+            },
+        )
+    }
+
+    fn attach(
+        &self,
+        caller: Client,
+        interface: Interface,
+        plan: impl Fn(&Lifecycle<World>) -> Result<DiskPlan, Refusal>,
+        start: impl Fn(&mut Lifecycle<World>, &Arc<Disk>) -> Result<Arc<Attachment>, Refusal>,
+    ) -> Result<DiskPlan, Refusal> {
+        loop {
+            self.when_drained(|_| ());
+            let mut slot = self.slot.lock();
+            if !self.rules.keeps_what_is_clean {
+                let disk = slot.as_ref().expect("a disk");
+                if disk.openers.load() == 0 {
+                    self.lock().disk.cleaned(disk.serial);
+                }
+            }
+            let planned = plan(&self.lock());
+            let plan = match planned {
+                Err(Refusal::Draining) => continue,
+                planned => planned?,
+            };
+            let disk = self.fit_disk(&mut slot, plan);
+            let started = start(&mut self.lock(), &disk);
+            match started {
+                Ok(attachment) => {
+                    let continues = interface == Interface::Ioctl
+                        && *self.last.lock().unwrap() == Some((caller, true));
+                    // `bring_up`
+                    disk.attach(attachment.generation, continues);
+                    return Ok(plan);
+                }
+                Err(Refusal::Draining | Refusal::NeedsDisk) => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+    }
+
+    /// Nobody has a disk open.
+    pub fn assert_closed(&self) {
+        assert_eq!(self.lock().disk.opens(), 0);
+    }
+}
+
+fn attachment(generation: u64, disk: &Arc<Disk>) -> Result<Arc<Attachment>, Infallible> {
+    disk.book.lock().unwrap().taken = true;
+    Ok(Arc::new(Attachment {
+        generation: generation as u32,
+        disk: disk.clone(),
+    }))
+}
+
+fn refusal(failure: Failure<Infallible>) -> Refusal {
+    match failure {
+        Failure::Refused(refusal) => refusal,
+        Failure::Step(never) => match never {},
+    }
+}
