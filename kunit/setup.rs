@@ -317,7 +317,10 @@ mod tests {
             }
             assert!(start(&mut life, owner.process()?).is_ok());
             assert!(life.disk.next().is_none());
-            let _ = life.retire(EndReason::Disconnected);
+            assert!(matches!(
+                life.retire(EndReason::Disconnected),
+                Retired::Stopped(_)
+            ));
             assert!(life.drained().is_some());
             if cleaned {
                 let serial = serials.last().copied().ok_or(EINVAL)?;
