@@ -9,8 +9,8 @@ use crate::{
         flags::TransmissionFlags,
         geometry::ExportSize,
         setup::{
-            Configured, Connections, DiskPlan, DiskUse, EndReason, Failure, Kinds, Lifecycle, Phase,
-            Refusal, Retired,
+            Configured, Connections, DiskPlan, DiskUse, EndReason, Failure, Kinds, Lifecycle,
+            Phase, Refusal, Retired,
         },
     },
 };
