@@ -152,7 +152,7 @@ impl Devices {
         Self::build(this, index, nr_hw_queues)
     }
 
-    /// The first device from number `from` on that nobody uses, or else a new one, or else the
+    /// The first device from number `from` on that is not in use, or else a new one, or else the
     /// first that is free but open. None, if there is no such device.
     pub(crate) fn first_free(
         this: &Arc<Self>,
@@ -219,7 +219,7 @@ impl Devices {
     }
 
     /// Takes a device out of the table. It goes, and its number is free, when what is returned is
-    /// dropped and nobody else has hold of it; dropping sleeps.
+    /// dropped and nothing else has hold of it; dropping sleeps.
     pub(crate) fn take_out(&self, index: u32) -> Option<Arc<Entry>> {
         let mut table = self.table.lock();
         match core::mem::replace(table.get_mut(&index)?, Place::Changing) {
@@ -232,7 +232,7 @@ impl Devices {
     pub(crate) fn remove_all(&self) {
         loop {
             let next = self.table.lock().keys().next().copied();
-            // Nobody else has hold of one: it goes at once.
+            // Nothing else has hold of one: it goes at once.
             match next.and_then(|index| self.take_out(index)) {
                 Some(entry) => drop(entry),
                 None => break,

@@ -68,8 +68,8 @@ fn try_submit(
     let is_own = own.is_some_and(|own| own.index == connection.index);
     // Elsewhere it does not wait for others: those may go to their own connection again.
     if last || !is_own {
-        // With answers under way it can wait for the sender, and others with it. Else nobody is as
-        // fast as we.
+        // With answers under way it can wait for the sender, and others with it. Else nothing is
+        // faster than to send it here.
         let free = connection.tx.try_lock();
         let idle = free.filter(|tx| tx.link.is_quiet() && !connection.outbox.expects_batch());
         if let Some(mut tx) = idle {

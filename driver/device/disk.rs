@@ -131,7 +131,8 @@ impl Device {
         let Some(_slot) = self.in_system.try_lock() else {
             return;
         };
-        if self.lock_setup().disk.may_clean(serial) && unopened.forget_medium().is_ok() {
+        let may_clean = self.lock_setup().disk.may_clean(serial);
+        if may_clean && unopened.forget_medium().is_ok() {
             self.change(|life| life.disk.cleaned(serial));
         }
     }

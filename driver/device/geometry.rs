@@ -87,7 +87,7 @@ pub(crate) fn apply_size(device: &Device, attachment: &Attachment) {
         return;
     };
     let disk = attachment.disk();
-    // Before the capacity, for who hears of that opens the disk at once; and after it, for who
+    // Before the capacity, since listeners open the disk at once; and after it, since what
     // opened it in between saw it empty.
     need_partition_scan(disk);
     disk.set_capacity_and_notify(config.size.sectors());

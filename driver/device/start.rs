@@ -80,7 +80,7 @@ pub(crate) fn connect(
     }
     Attachment::tell_keeper(&attachment, |end| end.armed = true);
     if let Err(error) = brought_up {
-        // So that whoever hears of the failure may try again at once.
+        // So that the caller, which hears of the failure, may try again at once.
         let _ = device.when_drained(|_| ());
         return Err(NotConnected::Failed(error));
     }
@@ -117,7 +117,7 @@ fn try_connect<'a>(
     }
     let mut slot = device.in_system.lock();
     let disk_use = slot.disk_use(IoctlMode::NOT_EXCL);
-    // Refused before the disk is touched: who is refused changes nothing.
+    // Refused before the disk is touched: a refusal changes nothing.
     let plan = match device.change(|life| life.plan_connect(&setup, disk_use)) {
         Ok(plan) => plan,
         Err(refusal) => return Err((Failure::from(refusal).into(), setup)),
@@ -167,7 +167,7 @@ pub(super) fn start(
         device.when_drained(|_| ())?;
         let mut slot = device.in_system.lock();
         let disk_use = slot.disk_use(mode);
-        // Refused before the disk is touched: who is refused changes nothing.
+        // Refused before the disk is touched: a refusal changes nothing.
         let (plan, connections) =
             match device.change(|life| life.plan_start(&ProcessRef::current(), disk_use)) {
                 Ok(planned) => planned,
@@ -225,7 +225,7 @@ pub(super) fn bring_up(device: &Device, started: &Started<'_>) -> Result {
         // To user space it is another disk, though it is kept.
         DiskPlan::Keep => disk.next_diskseq(),
         DiskPlan::Replace => {}
-        DiskPlan::Continue => dev_info!(disk.device(), "attached again, for those who use it\n"),
+        DiskPlan::Continue => dev_info!(disk.device(), "attached again, with all that uses it\n"),
     }
     try_bring_up(device, attachment).inspect_err(|error| {
         device.journal.note(LastError::Start {

@@ -37,7 +37,7 @@ const PAGES: usize = 128;
 
 /// What is needed to send requests at once.
 pub(crate) struct Batch {
-    /// Where those are that are to be sent. Empty when nobody sends.
+    /// Where those are that are to be sent. Empty while nothing is sent.
     pub(crate) requests: Requests,
     /// Of those that go together.
     outgoing: KVec<Outgoing>,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One connection: a place in the generation's array, the link that it has, and who sends on it.
+//! One connection: a place in the generation's array, the link that it has, and what is sent on it.
 
 use super::{
     batch::Batch,
@@ -41,7 +41,7 @@ pub(crate) struct Connection {
     /// Requests that wait to be sent.
     #[pin]
     pub(crate) outbox: Outbox,
-    /// Its links, for those who do not send. Innermost of all locks.
+    /// Its links, for those that do not send. Innermost of all locks.
     #[pin]
     links: SpinLock<Links>,
     /// Serialises senders: a request goes out whole before the next begins.
@@ -158,7 +158,7 @@ impl Connection {
             .cloned()
     }
 
-    /// Kills one of the connection's links. Tells the first killer alone what that means: he has to
+    /// Kills one of the connection's links. Tells the first killer alone what that means: it has to
     /// [shutdown](Self::shutdown) it. Any context.
     pub(crate) fn kill(&self, link: &Link) -> Loss {
         if !link.mark_dead() {
@@ -221,7 +221,7 @@ impl Connection {
         tx.disconnected || result.is_err_and(|error| error != EAGAIN)
     }
 
-    /// Puts `link` in the place of the current one, for whoever sends from now on.
+    /// Puts `link` in the place of the current one, for all that is sent from now on.
     pub(crate) fn put_link(&self, tx: &mut Tx, link: Arc<Link>) -> Displaced {
         tx.link = link.clone();
         tx.disconnected = false;

@@ -17,7 +17,7 @@ use kernel::{
 /// Requests that a hardware queue takes.
 pub(crate) const QUEUE_DEPTH: u32 = 128;
 
-/// How many requests wait at most. Whoever has more than that to send waits.
+/// How many requests wait at most. A task that has more than that to send waits.
 pub(crate) const CAPACITY: usize = QUEUE_DEPTH as usize;
 
 /// A queue of requests, in their order.
@@ -28,7 +28,7 @@ pub(crate) type Requests = KVec<ARef<Request<Nbd>>>;
 pub(crate) struct Outbox {
     #[pin]
     waiting: SpinLock<Waiting>,
-    /// Somebody is wanted to send.
+    /// The sender is wanted.
     #[pin]
     wanted: CondVar,
     batching: BatchHeuristic,
@@ -63,7 +63,7 @@ impl Outbox {
         }))
     }
 
-    /// Lets a request wait. Whoever does this sees to it that it is sent, or calls [`Self::commit`],
+    /// Lets a request wait. The caller sees to it that it is sent, or calls [`Self::commit`],
     /// soon. Any context.
     pub(crate) fn put(&self, request: &Request<Nbd>) -> Result<(), Full> {
         let mut waiting = self.waiting.lock();
@@ -129,9 +129,9 @@ impl Outbox {
     }
 }
 
-/// Whether requests come alone. A guess, by what the sender has met: who submits one request after
-/// the other, and each after the answer to the last, does best to send by himself; who has many to
-/// submit does best to leave them, and both look the same when the server is faster than he.
+/// Whether requests come alone. A guess, by what the sender has met: a task that submits one request
+/// after the other, each after the answer to the last, does best to send by itself; one that has many
+/// to submit does best to leave them, and both look the same when the server is faster than the task.
 struct BatchHeuristic {
     /// How many requests in a row were alone.
     alone: Atomic<u32>,

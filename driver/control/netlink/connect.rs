@@ -75,7 +75,7 @@ impl Operation<Arc<Devices>> for Connect {
 
         // The device serves, whether or not that can be said.
         if let Err(error) = reply(info, index) {
-            pr_warn!("nbd{index}: attached, but nobody could be told ({error:?})\n");
+            pr_warn!("nbd{index}: attached, but the sender could not be told ({error:?})\n");
         }
         Ok(())
     }
@@ -145,7 +145,7 @@ impl ConnectRequest {
                 }
                 // It is being removed. The next try waits until it is gone.
                 Err(NotConnected::Refused(Refusal::Gone)) => {}
-                // Somebody was faster.
+                // Another one was faster.
                 Err(NotConnected::Refused(Refusal::Running | Refusal::Owned | Refusal::Held))
                     if index.is_none() =>
                 {

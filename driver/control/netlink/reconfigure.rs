@@ -40,7 +40,7 @@ impl Operation<Arc<Devices>> for Reconfigure {
     /// Gives dead connections the sockets that are offered, and with
     /// [`HANDOVER`](attribute::HANDOVER) live ones too; then changes size, time-outs and flags.
     ///
-    /// Sockets come first, and nothing here waits for requests that wait for one. Who asks for a
+    /// Sockets come first, and nothing here waits for requests that wait for one. A caller that asks for a
     /// handover, or offers more sockets than are taken, gets a reply that says how many were.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ fn refuse_change(info: &Request<'_>, device: &Device, refusal: Refusal) -> Error
     refuse(info, errno(refusal), fmt!("nbd{index}: {why}"))
 }
 
-/// Whoever attached the device to a backend with a name must give the same name again.
+/// If the device was attached to a backend with a name, the same name must be given again.
 fn check_backend(info: &Request<'_>, attachment: &AttachmentRef) -> Result {
     let Some(now) = attachment.keeper.backend() else {
         return Ok(());

@@ -28,7 +28,7 @@ use kernel::{fmt, prelude::*, sync::Arc};
 /// A request to this family.
 pub(super) type Request<'a> = Info<'a, Arc<Devices>>;
 
-/// Says why a request is refused, in the log and to who sent it, and returns `error`.
+/// Says why a request is refused, in the log and to the sender, and returns `error`.
 #[must_use]
 pub(super) fn refuse(info: &Request<'_>, error: Error, why: fmt::Arguments<'_>) -> Error {
     pr_err!("netlink: {why}\n");
@@ -86,7 +86,7 @@ impl Settings {
         })
     }
 
-    /// Changes `config` as the request says. If that cannot be, it is told to who sent it.
+    /// Changes `config` as the request says. If that cannot be, the sender is told so.
     pub(super) fn apply(&self, info: &Request<'_>, config: &mut Config) -> Result {
         self.apply_geometry(config)
             .map_err(|bad| refuse(info, EINVAL, fmt!("{}", Bad(bad))))?;
@@ -109,7 +109,7 @@ impl Settings {
         Ok(())
     }
 
-    /// What the export can do, if the request says so. Only who connects may.
+    /// What the export can do, if the request says so. Only CONNECT may.
     pub(super) fn server_flags(&self) -> Option<TransmissionFlags> {
         // Flags have 32 bits, here and with nbd.ko.
         self.server_flags

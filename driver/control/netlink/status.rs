@@ -2,7 +2,7 @@
 
 //! STATUS: which devices are there, and in use.
 //!
-//! Takes each device's setup lock for a moment; nobody waits for a server under it (invariant G6).
+//! Takes each device's setup lock for a moment; nothing waits for a server under it (invariant G6).
 
 use crate::{
     abstractions::net::genetlink::{
