@@ -177,6 +177,7 @@ fn put<'a>(
 /// Waits for the task that sends on a connection, while there is `grace`, in ms, and takes from that
 /// what it waits. If the task waits for the server, its link is killed.
 fn lock_sender<'a>(connection: &'a Connection, grace: &mut u32) -> MutexGuard<'a, Tx> {
+    let _wanted = connection.want_tx();
     loop {
         if let Some(tx) = connection.tx.try_lock() {
             if tx.pending.is_none() || tx.link.is_dead() {

@@ -59,7 +59,7 @@ impl Device {
     /// Takes the device's disk out of the system, for good. Sleeps.
     pub(crate) fn remove_disk(&self) {
         let mut slot = self.in_system.lock();
-        self.change(|life| life.disk.next());
+        self.change(|life| life.disk.replace());
         self.set_current(None);
         drop(slot.disk.take());
         drop(slot.leaving.take());
@@ -86,7 +86,7 @@ impl Device {
     /// Gives the device another disk.
     fn next_disk(this: &Arc<Self>, slot: &mut Slot, nr_hw_queues: u32) -> Result {
         let index = this.index();
-        let serial = this.change(|life| life.disk.next()).ok_or(EBUSY)?;
+        let serial = this.change(|life| life.disk.replace()).ok_or(EBUSY)?;
         if slot.disk.is_some() {
             this.set_current(None);
             slot.leaving = Some(Removal::start(&mut slot.disk, &this.maker.workers)?);

@@ -22,9 +22,14 @@ use kernel::{
     sync::{
         aref::ARef,
         atomic::{Atomic, Relaxed},
-        Arc, Mutex, SpinLock,
+        Arc, Mutex, MutexGuard, SpinLock,
     },
+    time::{delay::fsleep, Delta},
+    types::ScopeGuard,
 };
+
+/// How often the sender looks whether it may have the send lock.
+const TICK: Delta = Delta::from_millis(1);
 
 /// A connection that may be shared.
 pub(crate) type ConnectionRef = Arc<Connection>;
@@ -47,6 +52,8 @@ pub(crate) struct Connection {
     /// Serialises senders: a request goes out whole before the next begins.
     #[pin]
     pub(crate) tx: Mutex<Tx>,
+    /// How many tasks want `tx` but for the sender, which lets them have it between two batches.
+    tx_wanted: Atomic<u32>,
 }
 
 struct Links {
@@ -128,6 +135,7 @@ impl Connection {
                 outbox <- outbox,
                 links <- new_spinlock!(links, "rnbd::links"),
                 tx <- new_mutex!(tx, "rnbd::tx"),
+                tx_wanted: Atomic::new(0),
             }? Error),
             GFP_KERNEL,
         )
@@ -156,6 +164,27 @@ impl Connection {
             .filter(of_route)
             .or(links.leaving.as_ref().filter(of_route))
             .cloned()
+    }
+
+    /// Takes the send lock, for the connection's sender: not before others that want it. Sleeps.
+    pub(crate) fn lock_tx(&self) -> MutexGuard<'_, Tx> {
+        while self.tx_is_wanted() {
+            fsleep(TICK);
+        }
+        self.tx.lock()
+    }
+
+    /// Whether another task than the sender wants the send lock.
+    pub(crate) fn tx_is_wanted(&self) -> bool {
+        self.tx_wanted.load(Relaxed) != 0
+    }
+
+    /// Has the sender let go of the send lock between two batches, until what is returned is dropped.
+    pub(crate) fn want_tx(&self) -> impl Drop + '_ {
+        self.tx_wanted.add(1, Relaxed);
+        ScopeGuard::new(|| {
+            self.tx_wanted.fetch_sub(1, Relaxed);
+        })
     }
 
     /// Kills one of the connection's links. Tells the first killer alone what that means: it has to

@@ -83,7 +83,7 @@ impl DiskState {
 
     /// The device gives up its disk, for another one: returns the name of that. None, if a generation
     /// is attached to the one it has.
-    pub fn next(&mut self) -> Option<u64> {
+    pub fn replace(&mut self) -> Option<u64> {
         if self.contents == Contents::Attached {
             return None;
         }
