@@ -97,6 +97,11 @@ void rnbd_helper_dev_set_uevent_suppress(struct device *dev, bool val)
 	dev_set_uevent_suppress(dev, val);
 }
 
+void rnbd_helper_bdev_clear_read_only(struct block_device *bdev)
+{
+	bdev_clear_flag(bdev, BD_READ_ONLY);
+}
+
 bool rnbd_helper_mapping_empty(struct address_space *mapping)
 {
 	return mapping_empty(mapping);

@@ -3,7 +3,6 @@
 //! A device: a number, a `/dev/nbdN`, whatever disk it has.
 //!
 //! * [`owner`]: whose setup it is, and the life of a device. [`maker`], [`slot`], [`disk`]: its disk.
-//!   [`removal`]: how a disk goes.
 //! * [`geometry`]: sizes and limits of its disk. [`files`]: what sysfs has while it is attached.
 //! * [`refusal`]: why a change is refused. [`setup`]: setting up, by ioctl.
 //! * [`start`]: how a generation is started, and brought up. [`end`]: how it is ended, and what is
@@ -20,7 +19,6 @@ pub(crate) mod geometry;
 pub(crate) mod maker;
 pub(crate) mod owner;
 pub(crate) mod refusal;
-mod removal;
 pub(crate) mod run;
 pub(crate) mod setup;
 mod slot;
@@ -52,7 +50,8 @@ use kernel::{
 pub(crate) struct Device {
     pub(crate) journal: Arc<Journal>,
     maker: Arc<Maker>,
-    /// What is in the system for it. Held while a generation is started. Outermost of all locks.
+    /// What is in the system for it. Held while a generation is started. Outermost of all locks, but
+    /// that a last close may try for it.
     #[pin]
     in_system: Mutex<Slot>,
     /// A reference to that disk, for those that only look.

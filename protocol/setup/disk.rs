@@ -4,7 +4,8 @@
 //!
 //! What two generations of a device share is its number. A disk serves one generation, and those
 //! that continue it; another one only after a moment, since that one had gone, in which no one had
-//! the disk open: the block layer then holds nothing of it any more. Otherwise the next generation
+//! the disk open: the block layer then holds nothing of it any more (a disk with partitions is not
+//! cleaned: see the driver). Otherwise the next generation
 //! gets a disk of its own.
 //!
 //! ```text
@@ -64,6 +65,11 @@ impl DiskState {
     /// Whether `serial` names the disk that the device has, and not one that it had before.
     pub fn is_current(&self, serial: u64) -> bool {
         self.serial == serial && self.contents != Contents::Absent
+    }
+
+    /// Whether the disk holds what the last generation has left.
+    pub(super) fn is_left(&self) -> bool {
+        self.contents == Contents::Left
     }
 
     /// How often disks of the device are open.
