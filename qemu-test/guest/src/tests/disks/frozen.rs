@@ -30,11 +30,9 @@ pub const TESTS: &[Test] = &[
         .limit(120)
         .known_on_nbd(EBUSY_FOR_EVER),
     Test::new("disks.waiting_holder", "nor one that waits for a silent server when its client dies", waiting)
-        .limit(120)
-        .known_on_nbd(EBUSY_FOR_EVER),
+        .limit(120),
     Test::new("disks.opening_holder", "nor one that waits within open, for the partition table", opening)
-        .limit(120)
-        .known_on_nbd(EBUSY_FOR_EVER),
+        .limit(120),
 ];
 
 /// What a call may take. Nobody has to wait for anybody.

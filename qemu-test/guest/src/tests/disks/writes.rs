@@ -39,14 +39,12 @@ pub const TESTS: &[Test] = &[
         "a large write() is half done when the next image comes",
         in_progress,
     )
-    .limit(120)
-    .known_on_nbd(EBUSY_WHILE_OPEN),
+    .limit(120),
     Test::new(
         "disks.throttled",
         "a write that a cgroup's limit holds back comes to no other image",
         throttled,
-    )
-    .known_on_nbd(EBUSY_FOR_EVER),
+    ),
     Test::new("disks.requeued", "writes that wait for a new connection go to no other image", requeued)
         .known_on_nbd(EBUSY_WHILE_OPEN),
 ];

@@ -275,12 +275,12 @@ fn random(context: &Context) -> Result<()> {
     }
     scene.advance(true)?;
     scene.thin_out(true)?;
+    println!("images ended as {ends:?}; {}", scene.tally);
     scene.tally.wrong()?;
+    tried(name as usize, "images");
     drop(scene.group);
     wait_idle(0)?;
     crate::attach::attaches_again()?;
-    println!("images ended as {ends:?}; {}", scene.tally);
-    tried(name as usize, "images");
     ensure!(scene.tally.works(), "nobody has ever read or written: {}", scene.tally);
     Ok(())
 }
