@@ -257,3 +257,11 @@ impl Worker {
         self.gone.recv_timeout(*PATIENCE).with_context(|| format!("{} does not leave\n{}", self.what, told()))
     }
 }
+
+/// However a test ends: a loop device would stay, and keep the driver.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.leave.store(true, Ordering::SeqCst);
+        let _ = self.gone.recv_timeout(*PATIENCE);
+    }
+}
