@@ -30,6 +30,11 @@ pub(crate) struct Devices {
     /// A place in the table has changed.
     #[pin]
     changed: CondVar,
+    /// The devices that the module comes with are made.
+    #[pin]
+    loaded: Mutex<bool>,
+    #[pin]
+    loaded_changed: CondVar,
 }
 
 /// A device's place.
@@ -96,6 +101,8 @@ impl Devices {
                 debugfs,
                 table <- new_mutex!(RBTree::new(), "rnbd::devices"),
                 changed <- new_condvar!("rnbd::devices_changed"),
+                loaded <- new_mutex!(false, "rnbd::loaded"),
+                loaded_changed <- new_condvar!("rnbd::loaded_changed"),
             }),
             GFP_KERNEL,
         )
@@ -216,6 +223,20 @@ impl Devices {
                 drop(this.take_out(index));
             }
         }
+        *this.loaded.lock() = true;
+        this.loaded_changed.notify_all();
+    }
+
+    /// Waits until the devices that the module comes with are made. Sleeps; a signal stops the wait with
+    /// `EINTR`.
+    pub(crate) fn wait_loaded(&self) -> Result {
+        let mut loaded = self.loaded.lock();
+        while !*loaded {
+            if self.loaded_changed.wait_interruptible(&mut loaded) {
+                return Err(EINTR);
+            }
+        }
+        Ok(())
     }
 
     /// Makes the device whose place was just taken.

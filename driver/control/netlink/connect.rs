@@ -2,7 +2,9 @@
 
 //! CONNECT: sets a device up and attaches it, in one step.
 
-use super::request::{check_sender, offered, open_all, refuse, require, Request, Settings};
+use super::request::{
+    check_sender, offered, open_all, refuse, require, wait_loaded, Request, Settings,
+};
 use super::worker;
 use crate::{
     abstractions::{
@@ -46,6 +48,7 @@ impl Operation<Arc<Devices>> for Connect {
     /// a signal came while the last attachment was awaited.
     fn doit(info: &Request<'_>) -> Result {
         check_sender(info)?;
+        wait_loaded(info)?;
         let index = info.get(attribute::INDEX).map(|it| it.u32()).transpose()?;
         let most = info.data().most();
         if let Some(index) = index.filter(|&index| index >= most) {

@@ -4,7 +4,7 @@
 
 use super::{
     connect::backend,
-    request::{check_sender, offered, open_all, refuse, require, Request, Settings},
+    request::{check_sender, offered, open_all, refuse, require, wait_loaded, Request, Settings},
 };
 use crate::{
     abstractions::{
@@ -50,6 +50,7 @@ impl Operation<Arc<Devices>> for Reconfigure {
     /// shall change and requests are under way that are not answered: then all but the sizes is.
     fn doit(info: &Request<'_>) -> Result {
         check_sender(info)?;
+        wait_loaded(info)?;
         let index = require(info, attribute::INDEX, "the device (NBD_ATTR_INDEX)")?.u32()?;
         let Some(entry) = info.data().find(index) else {
             return Err(refuse(info, EINVAL, fmt!("there is no nbd{index}")));

@@ -45,6 +45,16 @@ pub(super) fn check_sender(info: &Request<'_>) -> Result {
         .err_msg(EPERM, fmt!("this needs CAP_SYS_ADMIN")))
 }
 
+/// Waits until the module has made its devices, which it does when it answers already.
+pub(super) fn wait_loaded(info: &Request<'_>) -> Result {
+    info.data().wait_loaded().map_err(|error| {
+        info.ext_ack().err_msg(
+            error,
+            fmt!("a signal came while the module was being loaded"),
+        )
+    })
+}
+
 /// An attribute that must be there: `EINVAL` if it is not.
 pub(super) fn require<'a>(info: &Request<'a>, number: u16, what: &str) -> Result<Attribute<'a>> {
     info.require(number)
