@@ -112,11 +112,6 @@ void rnbd_helper_mapping_set_folio_min_order(struct address_space *mapping, unsi
 	mapping_set_folio_min_order(mapping, min);
 }
 
-struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q)
-{
-	return queue_limits_start_update(q);
-}
-
 void rnbd_helper_queue_limits_cancel_update(struct request_queue *q)
 {
 	queue_limits_cancel_update(q);

@@ -39,7 +39,6 @@ void rnbd_helper_dev_set_uevent_suppress(struct device *dev, bool val);
 void rnbd_helper_bdev_clear_read_only(struct block_device *bdev);
 bool rnbd_helper_mapping_empty(struct address_space *mapping);
 void rnbd_helper_mapping_set_folio_min_order(struct address_space *mapping, unsigned int min);
-struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q);
 void rnbd_helper_queue_limits_cancel_update(struct request_queue *q);
 void rnbd_helper_blk_queue_disable_discard(struct request_queue *q);
 void rnbd_helper_blk_queue_disable_write_zeroes(struct request_queue *q);

@@ -11,7 +11,7 @@ use super::{
     disk::{Fitted, Unfit},
     end,
     files::Files,
-    geometry,
+    geometry::{self, NotApplied},
     owner::{Lifecycle, Setup},
     refusal::refuse,
     slot::{Patience, Slot},
@@ -275,5 +275,5 @@ fn try_bring_up(device: &Device, attachment: &AttachmentRef) -> Result {
             presence.receivers.push(receiver, GFP_KERNEL)?;
         }
     }
-    geometry::apply(device, attachment)
+    geometry::apply(device, attachment).map_err(NotApplied::errno)
 }

@@ -145,7 +145,7 @@ fn change(
         attachment.set_dead_conn_timeout(seconds);
     }
     if after.block_size != before.block_size {
-        geometry::apply(device, attachment).map_err(|error| {
+        geometry::apply(device, attachment).map_err(|why| {
             let keep = |config: &mut Config| {
                 config.block_size = before.block_size;
                 config.size = before.size;
@@ -156,11 +156,7 @@ fn change(
                 let same = life.generation() == attachment.generation;
                 same.then(|| life.reconfigure(keep))
             });
-            refuse(
-                info,
-                error,
-                fmt!("requests under way are not answered: the sizes stay, try again"),
-            )
+            refuse(info, why.errno(), fmt!("the sizes stay: {why}"))
         })?;
     } else if after.size != before.size {
         geometry::apply_size(device, attachment);
