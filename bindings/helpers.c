@@ -127,11 +127,6 @@ void rnbd_helper_blk_queue_disable_write_zeroes(struct request_queue *q)
 	blk_queue_disable_write_zeroes(q);
 }
 
-int rnbd_helper_register_blkdev(unsigned int major, const char *name)
-{
-	return register_blkdev(major, name);
-}
-
 unsigned int rnbd_helper_memalloc_noio_save(void)
 {
 	return memalloc_noio_save();

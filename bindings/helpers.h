@@ -42,7 +42,6 @@ void rnbd_helper_mapping_set_folio_min_order(struct address_space *mapping, unsi
 void rnbd_helper_queue_limits_cancel_update(struct request_queue *q);
 void rnbd_helper_blk_queue_disable_discard(struct request_queue *q);
 void rnbd_helper_blk_queue_disable_write_zeroes(struct request_queue *q);
-int rnbd_helper_register_blkdev(unsigned int major, const char *name);
 unsigned int rnbd_helper_memalloc_noio_save(void);
 void rnbd_helper_memalloc_noio_restore(unsigned int flags);
 
