@@ -80,7 +80,7 @@ install: ## install rnbd.ko for the running kernel, or for that of KDIR=DIR; DES
 uninstall: ## remove it again
 	@toolchain/install --remove "$(KDIR)" "$(DESTDIR)"
 
-check: ## formatting, lints, documentation, no unsafe code where there must be none
+check: ## formatting, lints, documentation, no unsafe code and no import where there must be none
 	@toolchain/check
 
 arrows: ## print which files of driver/ import which, room by room

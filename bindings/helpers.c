@@ -97,6 +97,11 @@ void rnbd_helper_dev_set_uevent_suppress(struct device *dev, bool val)
 	dev_set_uevent_suppress(dev, val);
 }
 
+void rnbd_helper_bdev_clear_read_only(struct block_device *bdev)
+{
+	bdev_clear_flag(bdev, BD_READ_ONLY);
+}
+
 bool rnbd_helper_mapping_empty(struct address_space *mapping)
 {
 	return mapping_empty(mapping);
@@ -105,11 +110,6 @@ bool rnbd_helper_mapping_empty(struct address_space *mapping)
 void rnbd_helper_mapping_set_folio_min_order(struct address_space *mapping, unsigned int min)
 {
 	mapping_set_folio_min_order(mapping, min);
-}
-
-struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q)
-{
-	return queue_limits_start_update(q);
 }
 
 void rnbd_helper_queue_limits_cancel_update(struct request_queue *q)
@@ -125,11 +125,6 @@ void rnbd_helper_blk_queue_disable_discard(struct request_queue *q)
 void rnbd_helper_blk_queue_disable_write_zeroes(struct request_queue *q)
 {
 	blk_queue_disable_write_zeroes(q);
-}
-
-int rnbd_helper_register_blkdev(unsigned int major, const char *name)
-{
-	return register_blkdev(major, name);
 }
 
 unsigned int rnbd_helper_memalloc_noio_save(void)

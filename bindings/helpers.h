@@ -36,13 +36,12 @@ sector_t rnbd_helper_get_capacity(struct gendisk *disk);
 bool rnbd_helper_get_disk_ro(struct gendisk *disk);
 void rnbd_helper_disk_need_part_scan(struct gendisk *disk);
 void rnbd_helper_dev_set_uevent_suppress(struct device *dev, bool val);
+void rnbd_helper_bdev_clear_read_only(struct block_device *bdev);
 bool rnbd_helper_mapping_empty(struct address_space *mapping);
 void rnbd_helper_mapping_set_folio_min_order(struct address_space *mapping, unsigned int min);
-struct queue_limits rnbd_helper_queue_limits_start_update(struct request_queue *q);
 void rnbd_helper_queue_limits_cancel_update(struct request_queue *q);
 void rnbd_helper_blk_queue_disable_discard(struct request_queue *q);
 void rnbd_helper_blk_queue_disable_write_zeroes(struct request_queue *q);
-int rnbd_helper_register_blkdev(unsigned int major, const char *name);
 unsigned int rnbd_helper_memalloc_noio_save(void);
 void rnbd_helper_memalloc_noio_restore(unsigned int flags);
 

@@ -8,7 +8,10 @@
 use super::{
     attachment::{submit, timeout, AttachmentRef},
     control::ioctl,
-    device::{disk::DiskData, end},
+    device::{
+        disk::{note_partitions, DiskData},
+        end,
+    },
     nbd::{Nbd, RequestData},
 };
 use crate::abstractions::{
@@ -56,6 +59,7 @@ impl Operations for Nbd {
     }
 
     fn open(disk: &Disk<Self>, mode: OpenMode) -> Result {
+        note_partitions(disk);
         disk.data().device.lock_setup().disk.opened();
         // An open for reading may be udev's; but from a read-only disk no more than that can be wanted.
         if mode.writable || mode.exclusive || disk.is_read_only() {
@@ -65,6 +69,7 @@ impl Operations for Nbd {
     }
 
     fn release(disk: &Disk<Self>, unopened: Option<Unopened<'_, Self>>) {
+        note_partitions(disk);
         end::closed(disk, unopened, pid::current_is_exiting());
     }
 

@@ -4,16 +4,20 @@
 
 use super::{
     device::{maker::Maker, Device},
+    nbd::Nbd,
     show::debugfs::DeviceFiles,
 };
-use crate::{abstractions::workqueue::Workqueue, protocol::setup::Phase};
+use crate::{
+    abstractions::{block::mq::Disk, workqueue::Workqueue},
+    protocol::setup::Phase,
+};
 use kernel::{
     debugfs::Dir,
     new_condvar, new_mutex,
     prelude::*,
-    rbtree::RBTree,
+    rbtree::{RBTree, RBTreeNodeReservation},
     str::CString,
-    sync::{Arc, CondVar, Mutex},
+    sync::{aref::ARef, Arc, CondVar, Mutex},
 };
 
 /// The devices there are.
@@ -26,6 +30,11 @@ pub(crate) struct Devices {
     /// A place in the table has changed.
     #[pin]
     changed: CondVar,
+    /// The devices that the module comes with are made.
+    #[pin]
+    loaded: Mutex<bool>,
+    #[pin]
+    loaded_changed: CondVar,
 }
 
 /// A device's place.
@@ -34,40 +43,50 @@ enum Place {
     Present(Arc<Entry>),
     /// One that is just being added, or removed.
     Changing,
+    /// None, but the disk of one that was removed had an exclusive user. The kernel knows a mounted
+    /// filesystem by that number.
+    Haunted(ARef<Disk<Nbd>>),
+}
+
+impl Place {
+    /// Whether a device may be made here.
+    fn is_free(&self) -> bool {
+        matches!(self, Self::Haunted(disk) if disk.bd_holder().is_none())
+    }
 }
 
 /// One device, in the system until this is dropped.
 pub(crate) struct Entry {
     _files: DeviceFiles,
     device: InSystem,
-    // Last: when the disk is gone, its number can be used again.
-    _place: ReservedIndex,
 }
 
 impl Entry {
     pub(crate) fn device(&self) -> &Arc<Device> {
-        &self.device.0
+        &self.device.device
     }
 }
 
-/// A device that has its disk in the system until this is dropped.
-struct InSystem(Arc<Device>);
+/// A device that has its disk in the system, and its place in the table, until this is dropped.
+struct InSystem {
+    devices: Arc<Devices>,
+    device: Arc<Device>,
+}
 
 impl Drop for InSystem {
     fn drop(&mut self) {
-        self.0.remove_disk();
-    }
-}
-
-/// A place in the table, free again when this is dropped.
-struct ReservedIndex {
-    devices: Arc<Devices>,
-    index: u32,
-}
-
-impl Drop for ReservedIndex {
-    fn drop(&mut self) {
-        let removed = self.devices.table.lock().remove_node(&self.index);
+        let corpse = self.device.remove_disk();
+        let index = self.device.index();
+        let removed = {
+            let mut table = self.devices.table.lock();
+            match (corpse, table.get_mut(&index)) {
+                (Some(corpse), Some(place)) => {
+                    *place = Place::Haunted(corpse);
+                    None
+                }
+                _ => table.remove_node(&index),
+            }
+        };
         self.devices.changed.notify_all();
         drop(removed);
     }
@@ -82,6 +101,8 @@ impl Devices {
                 debugfs,
                 table <- new_mutex!(RBTree::new(), "rnbd::devices"),
                 changed <- new_condvar!("rnbd::devices_changed"),
+                loaded <- new_mutex!(false, "rnbd::loaded"),
+                loaded_changed <- new_condvar!("rnbd::loaded_changed"),
             }),
             GFP_KERNEL,
         )
@@ -128,17 +149,22 @@ impl Devices {
         self.maker.params.most_devices()
     }
 
-    /// The device with this number, which is made if it is not there. Sleeps; a signal stops the
-    /// wait for one that is being made or removed, with `EINTR`.
-    pub(crate) fn find_or_add(
-        this: &Arc<Self>,
-        index: u32,
-        nr_hw_queues: u32,
-    ) -> Result<Arc<Entry>> {
+    /// The device with this number, which is made if it is not there: without a disk, which the first
+    /// start gives it. Sleeps; a signal stops the wait for one that is being made or removed, with
+    /// `EINTR`.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if something still uses the number of a device that was removed.
+    pub(crate) fn find_or_add(this: &Arc<Self>, index: u32) -> Result<Arc<Entry>> {
+        // Before the lock: what waits for memory may wait for a device, and others for the lock.
+        let reservation = RBTreeNodeReservation::new(GFP_KERNEL)?;
         let mut table = this.table.lock();
         loop {
             match table.get(&index) {
                 None => break,
+                Some(place) if place.is_free() => break,
+                Some(Place::Haunted(_)) => return Err(EBUSY),
                 Some(Place::Present(entry)) => return Ok(entry.clone()),
                 Some(Place::Changing) => {
                     if this.changed.wait_interruptible(&mut table) {
@@ -147,23 +173,21 @@ impl Devices {
                 }
             }
         }
-        table.try_create_and_insert(index, Place::Changing, GFP_KERNEL)?;
+        let before = table.insert(reservation.into_node(index, Place::Changing));
         drop(table);
-        Self::build(this, index, nr_hw_queues)
+        drop(before);
+        Self::build(this, index)
     }
 
-    /// The first device from number `from` on that nobody uses, or else a new one, or else the
+    /// The first device from number `from` on that is not in use, or else a new one, or else the
     /// first that is free but open. None, if there is no such device.
-    pub(crate) fn first_free(
-        this: &Arc<Self>,
-        from: u32,
-        nr_hw_queues: u32,
-    ) -> Result<Option<Arc<Entry>>> {
+    pub(crate) fn first_free(this: &Arc<Self>, from: u32) -> Result<Option<Arc<Entry>>> {
+        let reservation = RBTreeNodeReservation::new(GFP_KERNEL)?;
         let mut table = this.table.lock();
         let mut unused = 0;
         let mut open = None;
         for (&index, place) in table.iter() {
-            if index == unused {
+            if index == unused && !place.is_free() {
                 unused = unused.saturating_add(1);
             }
             let Place::Present(entry) = place else {
@@ -182,49 +206,85 @@ impl Devices {
         if unused >= this.most() {
             return Ok(open);
         }
-        table.try_create_and_insert(unused, Place::Changing, GFP_KERNEL)?;
+        let before = table.insert(reservation.into_node(unused, Place::Changing));
         drop(table);
-        Self::build(this, unused, nr_hw_queues).map(Some)
+        drop(before);
+        Self::build(this, unused).map(Some)
     }
 
-    /// Makes the devices that the module comes with.
-    pub(crate) fn add_initial(this: &Arc<Self>) -> Result {
+    /// Makes the devices that the module comes with. One that cannot be made is said, and left out.
+    pub(crate) fn add_initial(this: &Arc<Self>) {
         for index in 0..this.maker.params.devices {
-            Self::find_or_add(this, index, this.maker.params.nr_hw_queues)?;
+            let made = Self::find_or_add(this, index).and_then(|entry| {
+                Device::add_disk(entry.device(), this.maker.params.nr_hw_queues).map(|()| entry)
+            });
+            if let Err(error) = made {
+                pr_err!("nbd{index}: there is no such device ({error:?})\n");
+                drop(this.take_out(index));
+            }
+        }
+        *this.loaded.lock() = true;
+        this.loaded_changed.notify_all();
+    }
+
+    /// Waits until the devices that the module comes with are made. Sleeps; a signal stops the wait with
+    /// `EINTR`.
+    pub(crate) fn wait_loaded(&self) -> Result {
+        let mut loaded = self.loaded.lock();
+        while !*loaded {
+            if self.loaded_changed.wait_interruptible(&mut loaded) {
+                return Err(EINTR);
+            }
         }
         Ok(())
     }
 
     /// Makes the device whose place was just taken.
-    fn build(this: &Arc<Self>, index: u32, nr_hw_queues: u32) -> Result<Arc<Entry>> {
-        let place = ReservedIndex {
-            devices: this.clone(),
-            index,
+    fn build(this: &Arc<Self>, index: u32) -> Result<Arc<Entry>> {
+        let made = Self::make(this, index);
+        let removed = {
+            let mut table = this.table.lock();
+            match (&made, table.get_mut(&index)) {
+                (Ok(entry), Some(place)) => {
+                    *place = Place::Present(entry.clone());
+                    None
+                }
+                // One that was dropped on the way has given back its place.
+                (Err(_), Some(Place::Changing)) => table.remove_node(&index),
+                _ => None,
+            }
         };
+        this.changed.notify_all();
+        drop(removed);
+        made
+    }
+
+    fn make(this: &Arc<Self>, index: u32) -> Result<Arc<Entry>> {
         let name = CString::try_from_fmt(fmt!("nbd{index}"))?;
         let device = Device::new(index, &this.maker)?;
         let files = DeviceFiles::create(&this.debugfs, &name, &device)?;
-        Device::add_disk(&device, nr_hw_queues)?;
         let entry = Entry {
             _files: files,
-            device: InSystem(device),
-            _place: place,
+            device: InSystem {
+                devices: this.clone(),
+                device,
+            },
         };
-        let entry = Arc::new(entry, GFP_KERNEL)?;
-        if let Some(place) = this.table.lock().get_mut(&index) {
-            *place = Place::Present(entry.clone());
-        }
-        this.changed.notify_all();
-        Ok(entry)
+        Ok(Arc::new(entry, GFP_KERNEL)?)
     }
 
     /// Takes a device out of the table. It goes, and its number is free, when what is returned is
-    /// dropped and nobody else has hold of it; dropping sleeps.
+    /// dropped and nothing else has hold of it; dropping sleeps.
     pub(crate) fn take_out(&self, index: u32) -> Option<Arc<Entry>> {
         let mut table = self.table.lock();
-        match core::mem::replace(table.get_mut(&index)?, Place::Changing) {
-            Place::Present(entry) => Some(entry),
-            Place::Changing => None,
+        let place = table.get_mut(&index)?;
+        match place {
+            Place::Present(entry) => {
+                let entry = entry.clone();
+                *place = Place::Changing;
+                Some(entry)
+            }
+            Place::Changing | Place::Haunted(_) => None,
         }
     }
 
@@ -232,11 +292,13 @@ impl Devices {
     pub(crate) fn remove_all(&self) {
         loop {
             let next = self.table.lock().keys().next().copied();
-            // Nobody else has hold of one: it goes at once.
-            match next.and_then(|index| self.take_out(index)) {
-                Some(entry) => drop(entry),
-                None => break,
-            }
+            let Some(index) = next else {
+                break;
+            };
+            // Nothing else has hold of one: it goes at once. What is left of one that has gone, too.
+            drop(self.take_out(index));
+            let left = self.table.lock().remove_node(&index);
+            drop(left);
         }
     }
 }

@@ -3,10 +3,12 @@
 //! Loading and unloading.
 
 use super::{
-    control::netlink, device::maker::Maker, devices::Devices, params::Params, show::sysfs,
+    control::netlink, device::maker::Maker, devices::Devices, nbd::Nbd, params::Params, show::sysfs,
 };
 use crate::abstractions::{
-    block::major::Major, net::genetlink::Registration, workqueue::Workqueue,
+    block::{major::Major, mq::Disk},
+    net::genetlink::Registration,
+    workqueue::Workqueue,
 };
 use kernel::{bindings, debugfs::Dir, prelude::*, sync::Arc};
 
@@ -22,6 +24,7 @@ pub(crate) struct Module {
 struct AllDevices {
     devices: Arc<Devices>,
     workers: Arc<Workqueue>,
+    disks: Arc<Workqueue>,
 }
 
 impl Drop for AllDevices {
@@ -29,6 +32,9 @@ impl Drop for AllDevices {
         // A worker that has just ended the last generation of a device may not have returned yet.
         self.workers.flush();
         self.devices.remove_all();
+        self.disks.flush();
+        // Who closed a disk that was replaced may be about to free it.
+        Disk::<Nbd>::wait_for_all_freed();
     }
 }
 
@@ -42,20 +48,23 @@ impl kernel::Module for Module {
             );
         })?;
         let workers = Arc::new(Workqueue::new(c"rnbd")?, GFP_KERNEL)?;
+        let disks = Arc::new(Workqueue::new(c"rnbd-disks")?, GFP_KERNEL)?;
         let maker = Maker {
             module,
             params,
             attributes: &sysfs::GROUP,
             link_dead: netlink::link_dead,
             workers: workers.clone(),
+            disks: disks.clone(),
         };
         let devices = AllDevices {
             devices: Devices::new(Arc::new(maker, GFP_KERNEL)?, Dir::new(c"nbd"))?,
             workers,
+            disks,
         };
-        Devices::add_initial(&devices.devices)?;
-        // Last: requests may come at once.
+        // Before the first disk: after that nothing may fail, for disks are opened at once.
         let netlink = netlink::register(devices.devices.clone())?;
+        Devices::add_initial(&devices.devices);
         Ok(Self {
             _netlink: netlink,
             _devices: devices,

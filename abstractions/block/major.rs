@@ -4,7 +4,6 @@
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
-use crate::bindings as extra;
 use kernel::{bindings, error::to_result, prelude::*};
 
 /// A registered block major number. Dropping it gives the number back.
@@ -20,10 +19,12 @@ pub(crate) struct Major {
 impl Major {
     /// Registers `number` under `name`. May sleep.
     ///
+    /// An open of a device that is not there does not look for a module to load: it is loaded.
+    ///
     /// Fails with `EBUSY` if the number is taken.
     pub(crate) fn register(number: u32, name: &'static CStr) -> Result<Self> {
         // SAFETY: `name` is a NUL-terminated string that lives for ever.
-        to_result(unsafe { extra::rnbd_helper_register_blkdev(number, name.as_char_ptr()) })?;
+        to_result(unsafe { bindings::__register_blkdev(number, name.as_char_ptr(), Some(probe)) })?;
         // INVARIANT: The call above registered it.
         Ok(Self { number, name })
     }
@@ -37,3 +38,8 @@ impl Drop for Major {
         unsafe { bindings::unregister_blkdev(self.number, self.name.as_char_ptr()) };
     }
 }
+
+/// # Safety
+///
+/// Only for the block layer to call.
+unsafe extern "C" fn probe(_: bindings::dev_t) {}

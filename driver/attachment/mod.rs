@@ -88,7 +88,7 @@ pub(crate) struct Attachment {
 pub(crate) struct End {
     /// Receivers that have not left yet.
     pub(crate) receivers: usize,
-    /// Somebody asked for the end.
+    /// The end was asked for.
     pub(crate) asked: bool,
     /// The generation is brought up: a worker may end it.
     pub(crate) armed: bool,
@@ -188,7 +188,7 @@ impl Attachment {
 
     /// Counts a connection that has nothing left to send on. Returns how many others there are.
     pub(crate) fn dec_live(&self) -> u32 {
-        // First: whoever finds none left waits for this one, not for one that was lost earlier.
+        // First: a request that finds none left waits for this one, not for one that was lost earlier.
         *self.waits.lock() = None;
         self.live.fetch_sub(1, Full).saturating_sub(1)
     }

@@ -32,7 +32,7 @@ use kernel::{
 /// How long the server behind an old socket has to answer what it was asked.
 const HANDOVER_GRACE_MS: u32 = 2000;
 
-/// How long those who send on old sockets have to finish, all together.
+/// How long those that send on old sockets have to finish, all together.
 const SENDERS_GRACE_MS: u32 = 1000;
 
 /// How often it is looked whether they have.
@@ -109,7 +109,7 @@ fn put_all<'a>(
     Ok(())
 }
 
-/// Gives one connection another socket. Whoever sends on the old one has `grace` left, in ms.
+/// Gives one connection another socket. A task that sends on the old one has `grace` left, in ms.
 fn put<'a>(
     attachment: &'a AttachmentRef,
     presence: &mut Presence<Attachment>,
@@ -153,7 +153,7 @@ fn put<'a>(
             }
         }
     }
-    // Who ends the generation kills the links that he sees.
+    // What ends the generation kills the links that it sees.
     if attachment.is_draining() {
         attachment.kill(connection, &link, DeadReason::Retired);
     }
@@ -174,9 +174,10 @@ fn put<'a>(
     })
 }
 
-/// Waits for whoever sends on a connection, while there is `grace`, in ms, of which it takes what it
-/// waits. If he waits for the server, his link is killed.
+/// Waits for the task that sends on a connection, while there is `grace`, in ms, and takes from that
+/// what it waits. If the task waits for the server, its link is killed.
 fn lock_sender<'a>(connection: &'a Connection, grace: &mut u32) -> MutexGuard<'a, Tx> {
+    let _wanted = connection.want_tx();
     loop {
         if let Some(tx) = connection.tx.try_lock() {
             if tx.pending.is_none() || tx.link.is_dead() {

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests that come from the block layer.
+//! Requests that come from the block layer. Nothing waits for the server here: blk-mq's own time-out
+//! waits for this to end.
 
 use super::Attachment;
 use crate::{
-    abstractions::block::mq::{Outcome, Request, Status},
+    abstractions::{
+        block::mq::{Outcome, Request, Status},
+        net::socket::Wait,
+    },
     driver::{
         nbd::{end_unsent, Nbd},
         wire::{header::command, overseer::Overseer, send::send_outbox},
@@ -55,25 +59,24 @@ fn try_submit(
         }
         return Err(FAILED);
     }
-    let connection = loop {
-        let connection = attachment
-            .choose(queue)
-            .ok_or_else(|| attachment.disposition())?;
-        if connection.outbox.put(request).is_ok() {
-            break connection;
-        }
-        send_outbox(attachment, connection, &mut connection.tx.lock());
-    };
+    let connection = attachment
+        .choose(queue)
+        .ok_or_else(|| attachment.disposition())?;
+    if connection.outbox.put(request).is_err() {
+        // It comes again when there is room: nothing waits for the server here.
+        connection.outbox.commit();
+        return Err(Outcome::RequeueDelayed);
+    }
     let own = attachment.own(queue);
     let is_own = own.is_some_and(|own| own.index == connection.index);
     // Elsewhere it does not wait for others: those may go to their own connection again.
     if last || !is_own {
-        // With answers under way it can wait for the sender, and others with it. Else nobody is as
-        // fast as we.
+        // With answers under way it can wait for the sender, and others with it. Else nothing is
+        // faster than to send it here.
         let free = connection.tx.try_lock();
         let idle = free.filter(|tx| tx.link.is_quiet() && !connection.outbox.expects_batch());
         if let Some(mut tx) = idle {
-            send_outbox(attachment, connection, &mut tx);
+            send_outbox(attachment, connection, &mut tx, Wait::Never);
         } else {
             connection.outbox.commit();
         }

@@ -16,7 +16,7 @@ use kernel::prelude::*;
 pub(crate) const UNBOUNDED_INTERVAL: u32 = 30;
 
 /// Kills the connection that owes the reply. Its receiver then has the request sent over another
-/// one, or ends it: whoever has the request in hand at the moment loses the socket and lets go.
+/// one, or ends it: the task that has the request in hand at the moment loses the socket and lets go.
 ///
 /// With a time-out of 0 it is only said in the log.
 pub(crate) fn handle(attachment: Option<&Attachment>, request: &Request<Nbd>) -> Timeout {

@@ -4,25 +4,44 @@
 //!
 //! A device outlives its disks: a disk has a reference to its device, and ioctls that come through
 //! any of its disks reach the device. A disk serves one generation, with those that continue it. It
-//! is kept for another one only if it was not open for a moment after the last one had gone; else it
-//! is taken out of the system, and its openers get errors for ever. See [`DiskState`].
+//! is kept for another one only if it was not open for a moment after the last one had gone, and
+//! never had partitions; else it is taken out of the system, and its openers get errors for ever. See
+//! [`DiskState`].
+//!
+//! A worker takes a disk out and adds the next one. The block layer waits there for whatever has the
+//! old disk locked, and for the task that makes nodes in `/dev`; the caller waits for the worker, with
+//! a bound. If it gives up, the worker goes on: the device gets its disk.
 //!
 //! [`DiskState`]: crate::protocol::setup::DiskState
 
 use super::{
-    removal::{Removal, Seen},
-    slot::Slot,
+    owner::Lifecycle,
+    slot::{Patience, Pending, Seen, Slot},
     Device,
 };
 use crate::{
-    abstractions::block::mq::{Disk, Unopened},
+    abstractions::{
+        block::mq::{Disk, GenDisk, IoctlMode, Unopened},
+        memalloc::MemallocNoio,
+        work::{WithWork, WorkFunc},
+    },
     driver::nbd::Nbd,
-    protocol::setup::DiskPlan,
+    protocol::setup::{DiskPlan, DiskUse, Refusal},
 };
 use kernel::{
+    new_mutex,
     prelude::*,
-    sync::{aref::ARef, Arc},
+    sync::{
+        aref::ARef,
+        atomic::{Atomic, Relaxed},
+        Arc, Mutex, MutexGuard,
+    },
+    time::{delay::fsleep, Delta},
 };
+
+/// How often it is tried to make a disk, and how long is waited in between.
+const TRIES: u32 = 50;
+const PAUSE: Delta = Delta::from_millis(100);
 
 /// The driver's data of a disk.
 pub(crate) struct DiskData {
@@ -30,6 +49,9 @@ pub(crate) struct DiskData {
     pub(crate) device: Arc<Device>,
     /// Which of the device's disks it is.
     serial: u64,
+    /// It has, or had, partitions. A task that is about to open one may have found it before it was
+    /// dropped, and then opens it nevertheless.
+    partitioned: Atomic<bool>,
 }
 
 impl DiskData {
@@ -44,76 +66,129 @@ impl DiskData {
     }
 }
 
+/// Keeps in mind whether a disk has had partitions. To be called whenever it is opened or closed.
+pub(crate) fn note_partitions(disk: &Disk<Nbd>) {
+    if disk.has_partitions() {
+        disk.data().partitioned.store(true, Relaxed);
+    }
+}
+
+/// A disk that a generation can start on, with the slot that it is in.
+pub(super) struct Fitted<'a> {
+    pub(super) slot: MutexGuard<'a, Slot>,
+    pub(super) disk: ARef<Disk<Nbd>>,
+    pub(super) disk_use: DiskUse,
+    pub(super) plan: DiskPlan,
+}
+
+/// Why there is no [`Fitted`] disk.
+pub(super) enum Unfit {
+    /// Something has changed: plan anew.
+    Again,
+    Refused(Refusal),
+    Failed(Error),
+}
+
 impl Device {
-    /// The disk that the device has now. Any context.
+    /// The disk that the device has now, or had last. Any context.
     pub(crate) fn disk(&self) -> Option<ARef<Disk<Nbd>>> {
         self.current.lock().clone()
     }
 
-    /// Makes the device's first disk, and adds it to the system. Sleeps.
+    /// Makes the device's first disk, and adds it to the system, if it has none; for the module's start.
+    /// Sleeps.
     pub(crate) fn add_disk(this: &Arc<Self>, nr_hw_queues: u32) -> Result {
         let mut slot = this.in_system.lock();
-        Self::next_disk(this, &mut slot, nr_hw_queues)
+        if slot.disk.is_none() && slot.pending.is_none() {
+            let serial = this.change(|life| life.disk.replace()).ok_or(EBUSY)?;
+            let disk = Self::make_disk(this, serial, nr_hw_queues)?;
+            this.install(&mut slot, disk, serial);
+        }
+        Ok(())
     }
 
-    /// Takes the device's disk out of the system, for good. Sleeps.
-    pub(crate) fn remove_disk(&self) {
-        let mut slot = self.in_system.lock();
-        self.change(|life| life.disk.next());
+    /// Takes the device's disk out of the system, for good. Returns it if it still has an exclusive
+    /// user. Sleeps, for as long as the block layer takes for it.
+    pub(crate) fn remove_disk(&self) -> Option<ARef<Disk<Nbd>>> {
+        let (disk, pending) = {
+            let mut slot = self.in_system.lock();
+            slot.closed = true;
+            (slot.disk.take(), slot.pending.take())
+        };
+        if let Some(pending) = pending {
+            pending.wait_done();
+        }
+        self.change(|life| life.disk.replace());
         self.set_current(None);
-        drop(slot.disk.take());
-        drop(slot.leaving.take());
+        let disk = disk?;
+        let corpse = disk.get();
+        disk.mark_dead();
+        drop(disk);
+        corpse.bd_holder().is_some().then_some(corpse)
     }
 
-    /// The disk for a generation that is about to start, as was planned. Sleeps, for a bounded time.
-    ///
-    /// # Errors
-    ///
-    /// `EBUSY` if the last disk does not go, or is attached; `ERESTARTSYS` if a signal came first; what
-    /// making a disk fails with: the device is without one then, and gets one at the next try.
-    pub(super) fn fit_disk(
-        this: &Arc<Self>,
-        slot: &mut Slot,
-        plan: DiskPlan,
-        nr_hw_queues: u32,
-    ) -> Result<ARef<Disk<Nbd>>> {
-        if plan == DiskPlan::Replace {
-            Self::next_disk(this, slot, nr_hw_queues)?;
-        }
-        slot.disk.as_ref().map(|disk| disk.get()).ok_or(ENODEV)
-    }
-
-    /// Gives the device another disk.
-    fn next_disk(this: &Arc<Self>, slot: &mut Slot, nr_hw_queues: u32) -> Result {
-        let index = this.index();
-        let serial = this.change(|life| life.disk.next()).ok_or(EBUSY)?;
-        if slot.disk.is_some() {
-            this.set_current(None);
-            slot.leaving = Some(Removal::start(&mut slot.disk, &this.maker.workers)?);
-        }
-        if let Some(leaving) = &slot.leaving {
-            match leaving.wait() {
-                Seen::Gone => slot.leaving = None,
-                Seen::Interrupted => return Err(ERESTARTSYS),
-                Seen::Delayed => {
-                    pr_err!("nbd{index}: its last disk is still being closed by a task that waits for I/O: end that, and try again\n");
-                    return Err(EBUSY);
+    /// The disk that a generation needs which is about to start. `plan` tells, or refuses; by an ioctl
+    /// with `mode`. Sleeps, for a bounded time.
+    pub(super) fn fit_disk<'a>(
+        this: &'a Arc<Self>,
+        mode: IoctlMode,
+        patience: &mut Patience,
+        plan: impl FnOnce(&mut Lifecycle, DiskUse) -> Result<(DiskPlan, usize), Refusal>,
+    ) -> Result<Fitted<'a>, Unfit> {
+        let mut slot = this.in_system.lock();
+        let pending = match slot.pending.clone() {
+            Some(pending) => pending,
+            None => {
+                let disk_use = slot.disk_use(mode);
+                if let Some(disk) = &slot.disk {
+                    // What has just been closed, while something else had a lock, is as good.
+                    this.clean_in(disk);
                 }
+                let (plan, connections) = match this.change(|life| plan(life, disk_use)) {
+                    Ok(planned) => planned,
+                    Err(Refusal::Draining) => return Err(Unfit::Again),
+                    Err(refusal) => return Err(Unfit::Refused(refusal)),
+                };
+                if let (false, Some(disk)) = (plan == DiskPlan::Replace, &slot.disk) {
+                    let disk = disk.get();
+                    return Ok(Fitted {
+                        slot,
+                        disk,
+                        disk_use,
+                        plan,
+                    });
+                }
+                let nr_hw_queues = u32::try_from(connections).unwrap_or(u32::MAX);
+                Replacement::begin(this, &mut slot, nr_hw_queues).map_err(Unfit::Failed)?
             }
+        };
+        drop(slot);
+        match pending.wait(patience) {
+            Seen::Done => Err(Unfit::Again),
+            Seen::Delayed => Err(Unfit::Refused(Refusal::NeedsDisk)),
+            Seen::Interrupted => Err(Unfit::Failed(ERESTARTSYS)),
         }
+    }
+
+    fn make_disk(this: &Arc<Self>, serial: u64, nr_hw_queues: u32) -> Result<GenDisk<Nbd>> {
+        let index = this.index();
         let maker = &this.maker;
         let data = try_init!(DiskData {
             device: this.clone(),
             serial,
+            partitioned: Atomic::new(false),
         }? Error);
-        let disk = maker
+        maker
             .builder(index, nr_hw_queues)
             .build(maker.module, fmt!("nbd{index}"), maker.attributes, data)
-            .inspect_err(|error| pr_err!("nbd{index}: cannot add the disk ({error:?})\n"))?;
-        this.set_current(Some(disk.get()));
+            .inspect_err(|error| pr_err!("nbd{index}: cannot add the disk ({error:?})\n"))
+    }
+
+    /// Puts a disk in its place.
+    fn install(&self, slot: &mut Slot, disk: GenDisk<Nbd>, serial: u64) {
+        self.set_current(Some(disk.get()));
         slot.disk = Some(disk);
-        this.change(|life| life.disk.added(serial));
-        Ok(())
+        self.change(|life| life.disk.added(serial));
     }
 
     fn set_current(&self, disk: Option<ARef<Disk<Nbd>>>) {
@@ -125,14 +200,107 @@ impl Device {
     /// Cleans `disk`, which is not open, of what a generation has left, so that it can serve the next
     /// one. Sleeps, but for no I/O.
     pub(crate) fn clean_disk(&self, disk: &Disk<Nbd>, unopened: &Unopened<'_, Nbd>) {
-        let serial = disk.data().serial;
         // Not while a generation is being started: it may be one that goes on with the disk. It is not
         // waited for, since it may wait for what the caller holds.
-        let Some(_slot) = self.in_system.try_lock() else {
+        if let Some(_slot) = self.in_system.try_lock() {
+            self.clean(disk, unopened);
+        }
+    }
+
+    /// The same, with the slot held, if the disk is not open.
+    fn clean_in(&self, disk: &Disk<Nbd>) {
+        if self.may_clean(disk) {
+            if let Some(unopened) = disk.try_unopened() {
+                self.clean(disk, &unopened);
+            }
+        }
+    }
+
+    fn may_clean(&self, disk: &Disk<Nbd>) -> bool {
+        let data = disk.data();
+        !data.partitioned.load(Relaxed) && self.lock_setup().disk.may_clean(data.serial)
+    }
+
+    fn clean(&self, disk: &Disk<Nbd>, unopened: &Unopened<'_, Nbd>) {
+        note_partitions(disk);
+        if self.may_clean(disk) && unopened.forget_medium().is_ok() {
+            self.change(|life| life.disk.cleaned(disk.data().serial));
+        }
+    }
+}
+
+/// Gives a device another disk, in a worker.
+#[pin_data]
+struct Replacement {
+    device: Arc<Device>,
+    nr_hw_queues: u32,
+    pending: Arc<Pending>,
+    /// The name of the new disk, and the one before; until the worker has begun.
+    #[pin]
+    disks: Mutex<Option<(u64, Option<GenDisk<Nbd>>)>>,
+}
+
+impl Replacement {
+    /// Begins to replace the disk in `slot`, to which nothing is attached. If that fails nothing is
+    /// changed.
+    fn begin(device: &Arc<Device>, slot: &mut Slot, nr_hw_queues: u32) -> Result<Arc<Pending>> {
+        // What waits for memory may wait for a device of this driver.
+        let _noio = MemallocNoio::save();
+        let pending = Pending::new()?;
+        let done = pending.clone();
+        let work = Arc::pin_init(
+            WithWork::new(pin_init!(Self {
+                device: device.clone(),
+                nr_hw_queues,
+                pending: done,
+                disks <- new_mutex!(None, "rnbd::replacement"),
+            })),
+            GFP_KERNEL,
+        )?;
+        if slot.closed {
+            return Err(ENODEV);
+        }
+        let serial = device.change(|life| life.disk.replace()).ok_or(EBUSY)?;
+        *work.disks.lock() = Some((serial, slot.disk.take()));
+        slot.pending = Some(pending.clone());
+        WithWork::queue_work(&work, &device.maker.disks);
+        Ok(pending)
+    }
+}
+
+impl WorkFunc for Replacement {
+    fn run(this: &Arc<WithWork<Self>>) {
+        let _noio = MemallocNoio::save();
+        let Some((serial, old)) = this.disks.lock().take() else {
             return;
         };
-        if self.lock_setup().disk.may_clean(serial) && unopened.forget_medium().is_ok() {
-            self.change(|life| life.disk.cleaned(serial));
+        if let Some(old) = old {
+            // Nothing is to be written back: there is no server.
+            old.mark_dead();
+            drop(old);
         }
+        let device = &this.device;
+        let mut made = None;
+        for _ in 0..TRIES {
+            made = Device::make_disk(device, serial, this.nr_hw_queues).ok();
+            if made.is_some() || device.in_system.lock().closed {
+                break;
+            }
+            fsleep(PAUSE);
+        }
+        let unused = {
+            let mut slot = device.in_system.lock();
+            slot.pending = None;
+            match made {
+                Some(disk) if !slot.closed => {
+                    device.install(&mut slot, disk, serial);
+                    None
+                }
+                // The device goes; or the next start tries again.
+                unused => unused,
+            }
+        };
+        drop(unused);
+        this.pending.finish();
     }
 }

@@ -44,7 +44,7 @@ fn gone(end: &End) -> bool {
 
 fn wait_for_answers(attachment: &Attachment) {
     for _ in 0..DISCONNECT_GRACE_MS / DISCONNECT_TICK_MS {
-        // Who could not be told at first is told once its sender is done.
+        // A server that could not be told at first is told once the sender is done.
         let told = send_disconnect(attachment);
         if told && !awaits_answers(attachment.disk()) {
             break;
@@ -72,8 +72,8 @@ fn awaits_answers(disk: &Disk<Nbd>) -> bool {
     any
 }
 
-/// Ends all that a generation still has going, and the generation. Tells why it ended: whoever was
-/// first to end it has said. Bounded: nothing here waits for a server.
+/// Ends all that a generation still has going, and the generation. Tells why it ended: the
+/// first reason stands. Bounded: nothing here waits for a server.
 ///
 /// If the device goes with the generation, `take_out` is called before that is to be seen; what it
 /// returns is dropped after it.
@@ -92,7 +92,7 @@ pub(crate) fn run<R>(
     presence.join_receivers();
     // And those of links that had just been replaced: they are others' to join.
     wait_for_receivers(attachment);
-    // Who was sending has met the dead socket when this returns.
+    // What was sending has met the dead socket when this returns.
     disk.quiesce_once();
     // So have the senders, then; and what one left that had not begun yet is given back.
     for connection in &attachment.connections {
@@ -120,7 +120,7 @@ pub(crate) fn run<R>(
     }
 
     device.set_pid(0);
-    // Before the device is gone: whoever then finds it so waits for its number to be free.
+    // Before the device is gone: what then finds it so waits for its number to be free.
     let entry = is_last(device).then(take_out).flatten();
     let reason = device.change(|life| life.drained());
     drop(entry);

@@ -94,7 +94,7 @@ pub(crate) fn kill(attachment: &AttachmentRef) {
 
 /// The disk or a partition was closed. A setup ends with the last close, or when its owner closes
 /// the disk by dying: no other process shares that open file then, so none can finish the setup. A
-/// generation ends with the last close if it is to, and somebody has used the disk.
+/// generation ends with the last close if it is to, and the disk was used.
 ///
 /// Called with the disk's open lock held: that the generation drains is not waited for.
 pub(crate) fn closed(disk: &Disk<Nbd>, unopened: Option<Unopened<'_, Nbd>>, exiting: bool) {

@@ -47,8 +47,8 @@ impl Attribute<Nbd> for Pid {
     }
 }
 
-/// `backend`: which backend a device is attached to, as whoever attached it by netlink said; empty
-/// if he did not.
+/// `backend`: which backend a device is attached to, as was said when it was attached by netlink;
+/// empty if that was not.
 struct Backend;
 
 impl Attribute<Nbd> for Backend {

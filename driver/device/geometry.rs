@@ -16,10 +16,43 @@ use crate::{
         setup::{Config, Phase},
     },
 };
-use kernel::prelude::*;
+use kernel::{fmt, prelude::*};
 
 /// Largest range that one request can name, in sectors: its length has 32 bits, in bytes.
 const MAX_RANGE_SECTORS: u32 = u32::MAX >> 9;
+
+/// Why a disk's geometry cannot be changed now.
+#[derive(Clone, Copy)]
+pub(crate) enum NotApplied {
+    /// The page cache has smaller blocks, and data that is not written or in use; or the blocks are to be
+    /// larger than a page.
+    PageCache(Error),
+    /// Requests under way are not answered, or sysfs is being written to.
+    Limits(Error),
+}
+
+impl NotApplied {
+    pub(crate) fn errno(self) -> Error {
+        match self {
+            Self::PageCache(error) | Self::Limits(error) => error,
+        }
+    }
+}
+
+impl fmt::Display for NotApplied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PageCache(error) => write!(
+                f,
+                "data is cached in smaller blocks, and in use or not written ({error:?}): sync and close, or attach anew"
+            ),
+            Self::Limits(error) => write!(
+                f,
+                "requests under way are not answered ({error:?}): try again"
+            ),
+        }
+    }
+}
 
 fn set_limits(limits: &mut QueueLimits, flags: TransmissionFlags) {
     let if_flag = |flag, sectors| if flags.contains(flag) { sectors } else { 0 };
@@ -56,16 +89,16 @@ fn current_config(device: &Device, attachment: &Attachment) -> Option<Config> {
 ///
 /// # Errors
 ///
-/// `EBUSY` if the block size grows, and the page cache holds data that is not written; or if requests
-/// under way are not answered. Then nothing is changed.
-pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result {
+/// Then nothing is changed.
+pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result<(), NotApplied> {
     let disk = attachment.disk();
     let Some(config) = current_config(device, attachment) else {
         return Ok(());
     };
     let block_size = config.block_size.bytes() as u32;
     // Before the limits: blocks of the page cache may be larger than the disk's, and not smaller.
-    disk.raise_page_cache_block_size(block_size)?;
+    disk.raise_page_cache_block_size(block_size)
+        .map_err(NotApplied::PageCache)?;
     disk.update_limits(|limits| {
         // Read under the limits' lock: the last one to come sees what was said last.
         if let Some(config) = current_config(device, attachment) {
@@ -73,9 +106,11 @@ pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result {
             set_limits(limits, config.flags.both(attachment.flags()));
             limits.block_size(config.block_size.bytes() as u32);
         }
-    })?;
+    })
+    .map_err(NotApplied::Limits)?;
     // And after them: what was opened in between has a page cache by the old ones.
-    disk.raise_page_cache_block_size(block_size)?;
+    disk.raise_page_cache_block_size(block_size)
+        .map_err(NotApplied::PageCache)?;
     apply_size(device, attachment);
     Ok(())
 }
@@ -87,7 +122,7 @@ pub(crate) fn apply_size(device: &Device, attachment: &Attachment) {
         return;
     };
     let disk = attachment.disk();
-    // Before the capacity, for who hears of that opens the disk at once; and after it, for who
+    // Before the capacity, since listeners open the disk at once; and after it, since what
     // opened it in between saw it empty.
     need_partition_scan(disk);
     disk.set_capacity_and_notify(config.size.sectors());

@@ -25,8 +25,10 @@ pub(crate) struct Maker {
     pub(crate) attributes: &'static AttributeGroup<Nbd>,
     /// Tells user space that a connection of a device is dead.
     pub(crate) link_dead: fn(u32),
-    /// Where disks are taken out of the system, and generations of netlink ended.
+    /// Where generations of netlink are ended.
     pub(crate) workers: Arc<Workqueue>,
+    /// Where disks are replaced. That may take long, and ends no request.
+    pub(crate) disks: Arc<Workqueue>,
 }
 
 impl Maker {

@@ -3,7 +3,6 @@
 //! A device: a number, a `/dev/nbdN`, whatever disk it has.
 //!
 //! * [`owner`]: whose setup it is, and the life of a device. [`maker`], [`slot`], [`disk`]: its disk.
-//!   [`removal`]: how a disk goes.
 //! * [`geometry`]: sizes and limits of its disk. [`files`]: what sysfs has while it is attached.
 //! * [`refusal`]: why a change is refused. [`setup`]: setting up, by ioctl.
 //! * [`start`]: how a generation is started, and brought up. [`end`]: how it is ended, and what is
@@ -20,7 +19,6 @@ pub(crate) mod geometry;
 pub(crate) mod maker;
 pub(crate) mod owner;
 pub(crate) mod refusal;
-mod removal;
 pub(crate) mod run;
 pub(crate) mod setup;
 mod slot;
@@ -52,10 +50,11 @@ use kernel::{
 pub(crate) struct Device {
     pub(crate) journal: Arc<Journal>,
     maker: Arc<Maker>,
-    /// What is in the system for it. Held while a generation is started. Outermost of all locks.
+    /// What is in the system for it. Held while a generation is started. Outermost of all locks, but
+    /// that a last close may try for it.
     #[pin]
     in_system: Mutex<Slot>,
-    /// A reference to that disk, for those who only look.
+    /// A reference to that disk, for those that only look.
     #[pin]
     current: SpinLock<Option<ARef<Disk<Nbd>>>>,
     /// The setup lock (invariant G1).
@@ -71,7 +70,7 @@ pub(crate) struct Device {
 }
 
 /// The setup lock, held. What is allocated meanwhile does not wait for I/O: that could be this
-/// device's, and whoever would end it waits for the lock.
+/// device's, and what would end it waits for the lock.
 pub(crate) struct SetupGuard<'a> {
     life: MutexGuard<'a, Lifecycle>,
     _noio: MemallocNoio,
@@ -124,7 +123,7 @@ impl Device {
         self.pid.store(pid, Relaxed);
     }
 
-    /// A generation begins: nobody has used it yet.
+    /// A generation begins: it was not used yet.
     pub(crate) fn forget_use(&self) {
         self.used.store(false, Relaxed);
     }
@@ -134,7 +133,7 @@ impl Device {
         self.used.store(true, Relaxed);
     }
 
-    /// Whether somebody has had the disk open for use since the generation began, not just to look
+    /// Whether the disk was opened for use since the generation began, not just to look
     /// what is on it, as udev does when a disk comes.
     pub(crate) fn was_used(&self) -> bool {
         self.used.load(Relaxed)
@@ -166,7 +165,7 @@ impl Device {
         self.observed(&mut self.lock_setup(), step)
     }
 
-    /// Runs `step`, and tells those who wait and those who watch if the phase has changed by it.
+    /// Runs `step`, and tells those that wait and those that watch if the phase has changed by it.
     fn observed<R>(&self, life: &mut Lifecycle, step: impl FnOnce(&mut Lifecycle) -> R) -> R {
         let before = (life.generation(), life.phase().name());
         let result = step(life);

@@ -15,7 +15,7 @@ pub(crate) const MAX_TIMEOUT: u32 = u32::MAX / 1000;
 /// Says in the log why a change of the setup is refused, unless it says so all the time, and gives
 /// its errno.
 ///
-/// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
+/// Takes the setup lock for the owner's name, and looks at the disk's exclusive user.
 pub(crate) fn refuse(device: &Device, refusal: Refusal) -> Error {
     if device.journal.log_limit.ratelimit().is_some() {
         let why = RefusalMessage::new(device, refusal);
@@ -51,7 +51,7 @@ pub(crate) struct RefusalMessage {
 }
 
 impl RefusalMessage {
-    /// Takes the setup lock for the owner's name, and the disk's open lock for its exclusive user's.
+    /// Takes the setup lock for the owner's name, and looks at the disk's exclusive user.
     pub(crate) fn new(device: &Device, refusal: Refusal) -> Self {
         let who = match refusal {
             Refusal::Owned | Refusal::Running | Refusal::Netlink => {

@@ -108,12 +108,10 @@ pub(crate) fn set_block_size(device: &Device, bytes: usize) -> Result {
             Ok(())
         },
         |attachment| {
-            geometry::apply(device, attachment).inspect_err(|error| {
+            geometry::apply(device, attachment).map_err(|why| {
                 keep_block_size(device, attachment, before.get());
-                device_err!(
-                    device,
-                    "block size not changed ({error:?}): requests under way are not answered, try again\n"
-                );
+                device_err!(device, "block size not changed: {why}\n");
+                why.errno()
             })
         },
     )

@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a device has in the system.
+//! What a device has in the system, and the wait for another disk.
 
-use super::removal::Removal;
 use crate::{
-    abstractions::{
-        block::mq::{GenDisk, IoctlMode},
-        work::WithWork,
-    },
+    abstractions::block::mq::{GenDisk, IoctlMode},
     driver::nbd::Nbd,
     protocol::setup::DiskUse,
 };
-use kernel::sync::Arc;
+use kernel::{
+    new_condvar, new_mutex,
+    prelude::*,
+    sync::{Arc, CondVar, CondVarTimeoutResult, Mutex},
+    time::{msecs_to_jiffies, Jiffies},
+};
 
 /// What a device has in the system.
 #[derive(Default)]
 pub(super) struct Slot {
     pub(super) disk: Option<GenDisk<Nbd>>,
-    /// The disk before, on its way out of the system.
-    pub(super) leaving: Option<Arc<WithWork<Removal>>>,
+    /// Another disk is being made, in the place of the one before.
+    pub(super) pending: Option<Arc<Pending>>,
+    /// The device goes: it gets no other disk.
+    pub(super) closed: bool,
 }
 
 impl Slot {
@@ -27,6 +30,84 @@ impl Slot {
         match &self.disk {
             Some(disk) if !mode.is_excl() && disk.bd_holder().is_some() => DiskUse::Exclusive,
             _ => DiskUse::Shared,
+        }
+    }
+}
+
+/// A disk that is being made.
+#[pin_data]
+pub(super) struct Pending {
+    #[pin]
+    done: Mutex<bool>,
+    #[pin]
+    done_changed: CondVar,
+}
+
+/// What was seen of a [`Pending`].
+pub(super) enum Seen {
+    /// It is done, whether or not there is a disk.
+    Done,
+    /// It is not, after a while.
+    Delayed,
+    /// A signal came first.
+    Interrupted,
+}
+
+/// How long a caller waits for disks, all together.
+pub(super) struct Patience(Jiffies);
+
+impl Patience {
+    pub(super) fn new() -> Self {
+        Self(msecs_to_jiffies(5000))
+    }
+}
+
+impl Pending {
+    pub(super) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                done <- new_mutex!(false, "rnbd::pending"),
+                done_changed <- new_condvar!("rnbd::pending_changed"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// It is done. May sleep.
+    pub(super) fn finish(&self) {
+        *self.done.lock() = true;
+        self.done_changed.notify_all();
+    }
+
+    /// Waits until it is done, as long as there is `patience`, of which this takes what it waits.
+    /// Sleeps.
+    pub(super) fn wait(&self, patience: &mut Patience) -> Seen {
+        let mut done = self.done.lock();
+        while !*done {
+            let left = patience.0;
+            match self
+                .done_changed
+                .wait_interruptible_timeout(&mut done, left)
+            {
+                CondVarTimeoutResult::Woken { jiffies } => patience.0 = jiffies,
+                CondVarTimeoutResult::Timeout => {
+                    patience.0 = 0;
+                    break;
+                }
+                CondVarTimeoutResult::Signal { .. } => return Seen::Interrupted,
+            }
+        }
+        match *done {
+            true => Seen::Done,
+            false => Seen::Delayed,
+        }
+    }
+
+    /// Waits until it is done, however long that takes. Sleeps.
+    pub(super) fn wait_done(&self) {
+        let mut done = self.done.lock();
+        while !*done {
+            self.done_changed.wait(&mut done);
         }
     }
 }

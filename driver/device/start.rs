@@ -8,12 +8,13 @@
 //! end before the generation is up.
 
 use super::{
+    disk::{Fitted, Unfit},
     end,
     files::Files,
-    geometry,
+    geometry::{self, NotApplied},
     owner::{Lifecycle, Setup},
     refusal::refuse,
-    slot::Slot,
+    slot::{Patience, Slot},
     Device,
 };
 use crate::{
@@ -53,14 +54,25 @@ pub(super) struct Started<'a> {
     _slot: MutexGuard<'a, Slot>,
 }
 
+impl<'a> Started<'a> {
+    fn new(attachment: AttachmentRef, fitted: Fitted<'a>) -> Self {
+        Self {
+            attachment,
+            plan: fitted.plan,
+            _slot: fitted.slot,
+        }
+    }
+}
+
 /// `NBD_CMD_CONNECT`: starts a generation out of `setup`, and returns when it serves.
 pub(crate) fn connect(
     device: &Arc<Device>,
     mut setup: Setup,
     keeper: impl Fn() -> Result<KBox<dyn Keeper<Attachment>>>,
 ) -> Result<(), NotConnected> {
+    let mut patience = Patience::new();
     let started = loop {
-        match try_connect(device, setup, &keeper) {
+        match try_connect(device, setup, &mut patience, &keeper) {
             Ok(started) => break started,
             // The phase or the disk has changed in between.
             Err((Why::Again, same)) => setup = same,
@@ -80,7 +92,7 @@ pub(crate) fn connect(
     }
     Attachment::tell_keeper(&attachment, |end| end.armed = true);
     if let Err(error) = brought_up {
-        // So that whoever hears of the failure may try again at once.
+        // So that the caller, which hears of the failure, may try again at once.
         let _ = device.when_drained(|_| ());
         return Err(NotConnected::Failed(error));
     }
@@ -100,9 +112,18 @@ impl From<Failure<Error>> for Why {
         match failure {
             Failure::Refused(Refusal::Draining | Refusal::NeedsDisk) => Self::Again,
             Failure::Refused(refusal) => Self::Not(NotConnected::Refused(refusal)),
-            // A signal, while the last disk was awaited.
-            Failure::Step(ERESTARTSYS) => Self::Not(NotConnected::Interrupted),
             Failure::Step(error) => Self::Not(NotConnected::Failed(error)),
+        }
+    }
+}
+
+impl From<Unfit> for Why {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Again => Self::Again,
+            Unfit::Refused(refusal) => Self::Not(NotConnected::Refused(refusal)),
+            Unfit::Failed(ERESTARTSYS) => Self::Not(NotConnected::Interrupted),
+            Unfit::Failed(error) => Self::Not(NotConnected::Failed(error)),
         }
     }
 }
@@ -110,25 +131,24 @@ impl From<Failure<Error>> for Why {
 fn try_connect<'a>(
     device: &'a Arc<Device>,
     setup: Setup,
+    patience: &mut Patience,
     keeper: impl Fn() -> Result<KBox<dyn Keeper<Attachment>>>,
 ) -> Result<Started<'a>, (Why, Setup)> {
     if device.when_drained(|_| ()).is_err() {
         return Err((Why::Not(NotConnected::Interrupted), setup));
     }
-    let mut slot = device.in_system.lock();
-    let disk_use = slot.disk_use(IoctlMode::NOT_EXCL);
-    // Refused before the disk is touched: who is refused changes nothing.
-    let plan = match device.change(|life| life.plan_connect(&setup, disk_use)) {
-        Ok(plan) => plan,
-        Err(refusal) => return Err((Failure::from(refusal).into(), setup)),
-    };
-    let disk = match Device::fit_disk(device, &mut slot, plan, queues(setup.connections.count())) {
-        Ok(disk) => disk,
-        Err(error) => return Err((Failure::Step(error).into(), setup)),
+    // Refused before the disk is touched: a refusal changes nothing.
+    let fitted = Device::fit_disk(device, IoctlMode::NOT_EXCL, patience, |life, disk_use| {
+        let plan = life.plan_connect(&setup, disk_use)?;
+        Ok((plan, setup.connections.count()))
+    });
+    let fitted = match fitted {
+        Ok(fitted) => fitted,
+        Err(unfit) => return Err((unfit.into(), setup)),
     };
     let connected = device.change(|life| {
-        life.connect(setup, disk_use, |generation, setup| {
-            let attachment = attach(device, &disk, generation, setup, keeper()?)?;
+        life.connect(setup, fitted.disk_use, |generation, setup| {
+            let attachment = attach(device, &fitted.disk, generation, setup, keeper()?)?;
             // Under the setup lock: a close must not take the last one's use for this one's.
             device.forget_use();
             Ok(attachment)
@@ -142,19 +162,10 @@ fn try_connect<'a>(
             if let Some(orphan) = replaced {
                 orphan.dispose();
             }
-            Ok(Started {
-                attachment,
-                plan,
-                _slot: slot,
-            })
+            Ok(Started::new(attachment, fitted))
         }
         Err((failure, setup)) => Err((failure.into(), setup)),
     }
-}
-
-/// How many hardware queues so many connections get.
-fn queues(connections: usize) -> u32 {
-    u32::try_from(connections).unwrap_or(u32::MAX)
 }
 
 /// Starts the generation that was set up.
@@ -163,35 +174,35 @@ pub(super) fn start(
     mode: IoctlMode,
     keeper: impl Fn() -> Result<KBox<dyn Keeper<Attachment>>>,
 ) -> Result<Started<'_>> {
+    let mut patience = Patience::new();
     loop {
         device.when_drained(|_| ())?;
-        let mut slot = device.in_system.lock();
-        let disk_use = slot.disk_use(mode);
-        // Refused before the disk is touched: who is refused changes nothing.
-        let (plan, connections) =
-            match device.change(|life| life.plan_start(&ProcessRef::current(), disk_use)) {
-                Ok(planned) => planned,
-                Err(Refusal::Draining) => continue,
-                Err(refusal) => return Err(refuse(device, refusal)),
-            };
-        let disk = Device::fit_disk(device, &mut slot, plan, queues(connections))?;
+        // Refused before the disk is touched: a refusal changes nothing.
+        let fitted = Device::fit_disk(device, mode, &mut patience, |life, disk_use| {
+            life.plan_start(&ProcessRef::current(), disk_use)
+        });
+        let fitted = match fitted {
+            Ok(fitted) => fitted,
+            Err(Unfit::Again) => continue,
+            Err(Unfit::Refused(refusal)) => return Err(refuse(device, refusal)),
+            Err(Unfit::Failed(error)) => return Err(error),
+        };
         let started = device.change(|life: &mut Lifecycle| {
-            life.start(ProcessRef::current(), disk_use, |generation, setup| {
-                attach(device, &disk, generation, setup, keeper()?)
-            })
+            life.start(
+                ProcessRef::current(),
+                fitted.disk_use,
+                |generation, setup| attach(device, &fitted.disk, generation, setup, keeper()?),
+            )
         });
         match started {
-            Ok(attachment) => {
-                return Ok(Started {
-                    attachment,
-                    plan,
-                    _slot: slot,
-                })
-            }
+            Ok(attachment) => return Ok(Started::new(attachment, fitted)),
             Err(Failure::Refused(Refusal::Draining | Refusal::NeedsDisk)) => {}
-            Err(Failure::Refused(refusal)) => return Err(refuse(device, refusal)),
+            Err(Failure::Refused(refusal)) => {
+                drop(fitted);
+                return Err(refuse(device, refusal));
+            }
             Err(Failure::Step(error)) => {
-                dev_err!(disk.device(), "cannot start ({error:?})\n");
+                dev_err!(fitted.disk.device(), "cannot start ({error:?})\n");
                 return Err(error);
             }
         }
@@ -225,7 +236,7 @@ pub(super) fn bring_up(device: &Device, started: &Started<'_>) -> Result {
         // To user space it is another disk, though it is kept.
         DiskPlan::Keep => disk.next_diskseq(),
         DiskPlan::Replace => {}
-        DiskPlan::Continue => dev_info!(disk.device(), "attached again, for those who use it\n"),
+        DiskPlan::Continue => dev_info!(disk.device(), "attached again, with all that uses it\n"),
     }
     try_bring_up(device, attachment).inspect_err(|error| {
         device.journal.note(LastError::Start {
@@ -264,5 +275,5 @@ fn try_bring_up(device: &Device, attachment: &AttachmentRef) -> Result {
             presence.receivers.push(receiver, GFP_KERNEL)?;
         }
     }
-    geometry::apply(device, attachment)
+    geometry::apply(device, attachment).map_err(NotApplied::errno)
 }

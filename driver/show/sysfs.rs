@@ -2,7 +2,7 @@
 
 //! Files in `/sys/block/nbdN/nbd/`: what state the device is in, one value each.
 //!
-//! Reading takes the setup lock for a moment; nobody waits for a server under it.
+//! Reading takes the setup lock for a moment; nothing waits for a server under it.
 
 use crate::{
     abstractions::block::mq::{Attribute, AttributeGroup, DeviceAttribute, Disk},

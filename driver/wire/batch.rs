@@ -37,7 +37,7 @@ const PAGES: usize = 128;
 
 /// What is needed to send requests at once.
 pub(crate) struct Batch {
-    /// Where those are that are to be sent. Empty when nobody sends.
+    /// Where those are that are to be sent. Empty while nothing is sent.
     pub(crate) requests: Requests,
     /// Of those that go together.
     outgoing: KVec<Outgoing>,
@@ -122,19 +122,20 @@ impl Batch {
     }
 
     /// Sends `requests`, which were begun, over a link. Returns how many bytes went, and what
-    /// stopped the rest. Sleeps.
+    /// stopped the rest. Sleeps, and waits for the server if it may.
     pub(crate) fn send(
         &mut self,
         link: &Link,
         requests: &[ARef<Request<Nbd>>],
         more: More,
+        wait: Wait,
     ) -> (usize, Result) {
         let mut sent = 0;
         let result = if requests.iter().any(|request| request.op() == Op::Write) {
-            self.send_staged(link, requests, more, &mut sent)
+            self.send_staged(link, requests, (more, wait), &mut sent)
         } else {
             let end = requests.len().saturating_mul(REQUEST_SIZE);
-            self.send_copied(link, 0..end, None, more, &mut sent)
+            self.send_copied(link, 0..end, None, (more, wait), &mut sent)
         };
         link.count_sent(sent);
         (sent, result)
@@ -145,7 +146,7 @@ impl Batch {
         &mut self,
         link: &Link,
         requests: &[ARef<Request<Nbd>>],
-        more: More,
+        (more, wait): (More, Wait),
         sent: &mut usize,
     ) -> Result {
         let mut to = 0_usize;
@@ -158,15 +159,15 @@ impl Batch {
             let header = self.headers.bytes().get(from..to).ok_or(ENOBUFS)?;
             if self.staging.push_bytes(header).is_err() {
                 // What went before has to be read first, or there is no memory.
-                self.flush(link, More::Follows, sent)?;
+                self.flush(link, (More::Follows, wait), sent)?;
                 let after = if is_write { More::Follows } else { after };
-                self.send_copied(link, from..to, None, after, sent)?;
+                self.send_copied(link, from..to, None, (after, wait), sent)?;
             }
             if is_write {
-                self.send_data(link, request, after, sent)?;
+                self.send_data(link, request, (after, wait), sent)?;
             }
         }
-        self.flush(link, more, sent)
+        self.flush(link, (more, wait), sent)
     }
 
     /// Copies a request's data to be sent. Without pages for that sends it, before what comes `after`.
@@ -174,16 +175,16 @@ impl Batch {
         &mut self,
         link: &Link,
         request: &Request<Nbd>,
-        after: More,
+        (after, wait): (More, Wait),
         sent: &mut usize,
     ) -> Result {
         let bytes = request.bytes() as usize;
         let mut done = request.stage(&mut self.staging, 0);
         while done < bytes {
-            self.flush(link, More::Follows, sent)?;
+            self.flush(link, (More::Follows, wait), sent)?;
             let copied = request.stage(&mut self.staging, done);
             if copied == 0 {
-                return self.send_copied(link, 0..0, Some((request, done)), after, sent);
+                return self.send_copied(link, 0..0, Some((request, done)), (after, wait), sent);
             }
             done = done.saturating_add(copied);
         }
@@ -191,11 +192,11 @@ impl Batch {
     }
 
     /// Sends what was copied.
-    fn flush(&mut self, link: &Link, more: More, sent: &mut usize) -> Result {
+    fn flush(&mut self, link: &Link, (more, wait): (More, Wait), sent: &mut usize) -> Result {
         if self.staging.is_empty() {
             return Ok(());
         }
-        let (went, result) = link.socket.send(&mut self.staging, more, Wait::Allowed);
+        let (went, result) = link.socket.send(&mut self.staging, more, wait);
         self.staging.clear();
         *sent = sent.saturating_add(went);
         result
@@ -207,7 +208,7 @@ impl Batch {
         link: &Link,
         headers: Range<usize>,
         data: Option<(&Request<Nbd>, usize)>,
-        more: More,
+        (more, wait): (More, Wait),
         sent: &mut usize,
     ) -> Result {
         let mut list = self.room.list();
@@ -219,7 +220,7 @@ impl Batch {
             });
         // They were counted: there is room.
         listed.map_err(|_| ENOBUFS)?;
-        let (went, result) = link.socket.send(&mut list, more, Wait::Allowed);
+        let (went, result) = link.socket.send(&mut list, more, wait);
         *sent = sent.saturating_add(went);
         result
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One connection: a place in the generation's array, the link that it has, and who sends on it.
+//! One connection: a place in the generation's array, the link that it has, and what is sent on it.
 
 use super::{
     batch::Batch,
@@ -22,9 +22,14 @@ use kernel::{
     sync::{
         aref::ARef,
         atomic::{Atomic, Relaxed},
-        Arc, Mutex, SpinLock,
+        Arc, Mutex, MutexGuard, SpinLock,
     },
+    time::{delay::fsleep, Delta},
+    types::ScopeGuard,
 };
+
+/// How often the sender looks whether it may have the send lock.
+const TICK: Delta = Delta::from_millis(1);
 
 /// A connection that may be shared.
 pub(crate) type ConnectionRef = Arc<Connection>;
@@ -41,12 +46,14 @@ pub(crate) struct Connection {
     /// Requests that wait to be sent.
     #[pin]
     pub(crate) outbox: Outbox,
-    /// Its links, for those who do not send. Innermost of all locks.
+    /// Its links, for those that do not send. Innermost of all locks.
     #[pin]
     links: SpinLock<Links>,
     /// Serialises senders: a request goes out whole before the next begins.
     #[pin]
     pub(crate) tx: Mutex<Tx>,
+    /// How many tasks want `tx` but for the sender, which lets them have it between two batches.
+    tx_wanted: Atomic<u32>,
 }
 
 struct Links {
@@ -128,6 +135,7 @@ impl Connection {
                 outbox <- outbox,
                 links <- new_spinlock!(links, "rnbd::links"),
                 tx <- new_mutex!(tx, "rnbd::tx"),
+                tx_wanted: Atomic::new(0),
             }? Error),
             GFP_KERNEL,
         )
@@ -158,7 +166,28 @@ impl Connection {
             .cloned()
     }
 
-    /// Kills one of the connection's links. Tells the first killer alone what that means: he has to
+    /// Takes the send lock, for the connection's sender: not before others that want it. Sleeps.
+    pub(crate) fn lock_tx(&self) -> MutexGuard<'_, Tx> {
+        while self.tx_is_wanted() {
+            fsleep(TICK);
+        }
+        self.tx.lock()
+    }
+
+    /// Whether another task than the sender wants the send lock.
+    pub(crate) fn tx_is_wanted(&self) -> bool {
+        self.tx_wanted.load(Relaxed) != 0
+    }
+
+    /// Has the sender let go of the send lock between two batches, until what is returned is dropped.
+    pub(crate) fn want_tx(&self) -> impl Drop + '_ {
+        self.tx_wanted.add(1, Relaxed);
+        ScopeGuard::new(|| {
+            self.tx_wanted.fetch_sub(1, Relaxed);
+        })
+    }
+
+    /// Kills one of the connection's links. Tells the first killer alone what that means: it has to
     /// [shutdown](Self::shutdown) it. Any context.
     pub(crate) fn kill(&self, link: &Link) -> Loss {
         if !link.mark_dead() {
@@ -221,7 +250,7 @@ impl Connection {
         tx.disconnected || result.is_err_and(|error| error != EAGAIN)
     }
 
-    /// Puts `link` in the place of the current one, for whoever sends from now on.
+    /// Puts `link` in the place of the current one, for all that is sent from now on.
     pub(crate) fn put_link(&self, tx: &mut Tx, link: Arc<Link>) -> Displaced {
         tx.link = link.clone();
         tx.disconnected = false;

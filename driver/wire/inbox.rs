@@ -78,7 +78,7 @@ impl Inbox {
         }
     }
 
-    /// Ends the requests that are answered: who waits for them is woken once.
+    /// Ends the requests that are answered: what waits for them is woken once.
     pub(crate) fn end_answered(&mut self) {
         if !self.answered.is_empty() {
             bottom_half::local_bh_disabled(|| end_batch(&mut self.answered));

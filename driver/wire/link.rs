@@ -31,7 +31,7 @@ pub(crate) struct Link {
     pub(crate) route: Route,
     pub(crate) socket: Socket,
     dead: Atomic<bool>,
-    /// What the socket was when it was added, and who added it.
+    /// What the socket was when it was added, and the process that added it.
     pub(crate) origin: Origin,
     /// Bytes sent and received, headers included.
     pub(crate) sent: Atomic<u64>,
@@ -191,15 +191,15 @@ impl Link {
         self.dead.load(Relaxed)
     }
 
-    /// Marks the link as dead. True for the first caller alone, who then shuts the socket down.
+    /// Marks the link as dead. True for the first caller alone, which then shuts the socket down.
     ///
-    /// Fully ordered: who puts a request on the wire after this sees the death, or else whoever
-    /// looks for stranded requests after this sees the request.
+    /// Fully ordered: a task that puts a request on the wire after this sees the death, or else one
+    /// that looks for stranded requests after this sees the request.
     pub(crate) fn mark_dead(&self) -> bool {
         !self.dead.xchg(true, Full)
     }
 
-    /// Says how the link died, and shuts its socket down, so that whoever waits on it wakes, and
+    /// Says how the link died, and shuts its socket down, so that what waits on it wakes, and
     /// the peer sees the end. May sleep.
     ///
     /// With answers owed, what the peer has not taken must not follow: those requests are done
@@ -231,7 +231,7 @@ impl Link {
     }
 }
 
-/// Adds to a counter that nobody else changes.
+/// Adds to a counter that has no other writer.
 fn count(counter: &Atomic<u64>, more: usize) {
     counter.store(counter.load(Relaxed).wrapping_add(more as u64), Relaxed);
 }

@@ -17,7 +17,7 @@ use kernel::{
 /// Requests that a hardware queue takes.
 pub(crate) const QUEUE_DEPTH: u32 = 128;
 
-/// How many requests wait at most. Whoever has more than that to send waits.
+/// How many requests wait at most. What finds no room comes again.
 pub(crate) const CAPACITY: usize = QUEUE_DEPTH as usize;
 
 /// A queue of requests, in their order.
@@ -28,7 +28,7 @@ pub(crate) type Requests = KVec<ARef<Request<Nbd>>>;
 pub(crate) struct Outbox {
     #[pin]
     waiting: SpinLock<Waiting>,
-    /// Somebody is wanted to send.
+    /// The sender is wanted.
     #[pin]
     wanted: CondVar,
     batching: BatchHeuristic,
@@ -40,8 +40,18 @@ struct Waiting {
     since: Instant<Monotonic>,
     /// The connection's sender is to send them.
     due: bool,
+    /// A request has found no room.
+    was_full: bool,
     /// No sender is needed any more.
     closed: bool,
+}
+
+/// What is known of requests that were taken.
+pub(crate) struct Taken {
+    /// When the first of them came.
+    pub(crate) since: Instant<Monotonic>,
+    /// Others have found no room.
+    pub(crate) was_full: bool,
 }
 
 /// There are too many already.
@@ -54,6 +64,7 @@ impl Outbox {
             requests: KVec::with_capacity(CAPACITY, GFP_KERNEL)?,
             since: Instant::now(),
             due: false,
+            was_full: false,
             closed: false,
         };
         Ok(pin_init!(Self {
@@ -63,7 +74,7 @@ impl Outbox {
         }))
     }
 
-    /// Lets a request wait. Whoever does this sees to it that it is sent, or calls [`Self::commit`],
+    /// Lets a request wait. The caller sees to it that it is sent, or calls [`Self::commit`],
     /// soon. Any context.
     pub(crate) fn put(&self, request: &Request<Nbd>) -> Result<(), Full> {
         let mut waiting = self.waiting.lock();
@@ -71,6 +82,7 @@ impl Outbox {
             waiting.since = Instant::now();
         }
         let put = waiting.requests.push_within_capacity(ARef::from(request));
+        waiting.was_full |= put.is_err();
         put.map_err(|_| Full)
     }
 
@@ -114,13 +126,15 @@ impl Outbox {
         self.wanted.notify_all();
     }
 
-    /// Takes what waits, in exchange for an empty queue of the same capacity. Tells since when it
-    /// has waited. Any context.
-    pub(crate) fn take(&self, requests: &mut Requests) -> Instant<Monotonic> {
+    /// Takes what waits, in exchange for an empty queue of the same capacity. Any context.
+    pub(crate) fn take(&self, requests: &mut Requests) -> Taken {
         let mut waiting = self.waiting.lock();
         waiting.due = false;
         core::mem::swap(&mut waiting.requests, requests);
-        waiting.since
+        Taken {
+            since: waiting.since,
+            was_full: core::mem::take(&mut waiting.was_full),
+        }
     }
 
     /// The sender has met so many requests at once.
@@ -129,9 +143,9 @@ impl Outbox {
     }
 }
 
-/// Whether requests come alone. A guess, by what the sender has met: who submits one request after
-/// the other, and each after the answer to the last, does best to send by himself; who has many to
-/// submit does best to leave them, and both look the same when the server is faster than he.
+/// Whether requests come alone. A guess, by what the sender has met: a task that submits one request
+/// after the other, each after the answer to the last, does best to send by itself; one that has many
+/// to submit does best to leave them, and both look the same when the server is faster than the task.
 struct BatchHeuristic {
     /// How many requests in a row were alone.
     alone: Atomic<u32>,

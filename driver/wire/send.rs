@@ -31,38 +31,50 @@ const PATIENCE: Delta = Delta::from_millis(100);
 enum Sent {
     /// All of it is on its way.
     Whole,
-    /// A signal came after so many bytes.
+    /// After so many bytes it would have had to wait, or a signal came.
     Interrupted(usize),
     /// The socket failed.
     Failed(Error),
 }
 
-/// Sends what others left to be sent on a connection; for a thread that gets no signals. Sleeps.
+/// Sends what others left to be sent on a connection; for a thread that gets no signals. Waits for the
+/// server. Sleeps.
 pub(crate) fn send_queued<O: Overseer>(overseer: &O, connection: &Connection) {
     let mut earlier = None;
-    let mut tx = connection.tx.lock();
-    send_pending(overseer, connection, &mut tx, &mut earlier);
+    let mut tx = connection.lock_tx();
+    send_pending(overseer, connection, &mut tx, &mut earlier, Wait::Allowed);
     loop {
-        let count = send_outbox(overseer, connection, &mut tx);
+        let count = send_outbox(overseer, connection, &mut tx, Wait::Allowed);
         if count == 0 {
             break;
         }
         connection.outbox.record_batch(count);
+        if connection.tx_is_wanted() {
+            // With requests coming all the time there would be no end to this.
+            drop(tx);
+            tx = connection.lock_tx();
+        }
     }
 }
 
-/// Sends what waits on a connection, or gives it back. Returns how many did. Sleeps.
+/// Sends what waits on a connection, or gives it back. Returns how many did. Sleeps. What would have to
+/// `wait` for the server, and may not, is left to the connection's sender.
 pub(crate) fn send_outbox<O: Overseer>(
     overseer: &O,
     connection: &Connection,
     tx: &mut Tx,
+    wait: Wait,
 ) -> usize {
     let mut requests = core::mem::take(&mut tx.batch.requests);
-    let since = connection.outbox.take(&mut requests);
+    let taken = connection.outbox.take(&mut requests);
+    if taken.was_full {
+        // There is room for those that found none.
+        overseer.disk().kick_requeue_list();
+    }
     let all = requests.len();
     let mut rest = requests.as_slice();
     while !rest.is_empty() {
-        let count = match send_batch(overseer, connection, tx, rest, since) {
+        let count = match send_batch(overseer, connection, tx, rest, taken.since, wait) {
             Ok(count) => count,
             Err(outcome) => {
                 rest.iter().for_each(|request| end_unsent(request, outcome));
@@ -84,14 +96,15 @@ fn send_batch<O: Overseer>(
     tx: &mut Tx,
     requests: &[ARef<Request<Nbd>>],
     since: Instant<Monotonic>,
+    wait: Wait,
 ) -> Result<usize, Outcome> {
     let mut earlier = None;
     // Under the lock: after a disconnect message nothing may be sent.
     if tx.link.is_dead() || overseer.is_draining() {
         return Err(overseer.disposition());
     }
-    if !send_pending(overseer, connection, tx, &mut earlier) {
-        // Only a signal stops this. The connection's sender comes here without one.
+    if !send_pending(overseer, connection, tx, &mut earlier, wait) {
+        // The connection's sender does that, without a signal. These come again, and wait for it.
         return Err(Outcome::Requeue);
     }
     if tx.link.is_dead() {
@@ -117,8 +130,8 @@ fn send_batch<O: Overseer>(
         } else {
             More::Follows
         };
-        let (sent, result) = batch.send(link, together, more);
-        handle_batch_sent(overseer, connection, together, sent, result, tx);
+        let sent = batch.send(link, together, more, wait);
+        handle_batch_sent(overseer, connection, together, sent, wait, tx);
         return Ok(count);
     }
     if let Some(first) = requests.first() {
@@ -127,7 +140,7 @@ fn send_batch<O: Overseer>(
         }
         link.count_asked(1);
         let sending = first.data().word.begin(link.route, sequence);
-        let sent = send(connection.journal.index, link, first, &sending, 0);
+        let sent = send(connection.journal.index, link, first, &sending, 0, wait);
         handle_sent(overseer, connection, first, sending, sent, tx);
     }
     Ok(1)
@@ -138,8 +151,8 @@ fn handle_batch_sent<O: Overseer>(
     overseer: &O,
     connection: &Connection,
     requests: &[ARef<Request<Nbd>>],
-    sent: usize,
-    result: Result,
+    (sent, result): (usize, Result),
+    wait: Wait,
     tx: &mut Tx,
 ) {
     let mut sent = sent;
@@ -150,7 +163,7 @@ fn handle_batch_sent<O: Overseer>(
         let how = match result {
             _ if sent >= outgoing.bytes => Sent::Whole,
             Ok(()) => Sent::Whole,
-            Err(error) => Sent::stopped(sent, error),
+            Err(error) => Sent::stopped(sent, error, wait),
         };
         if sent >= REQUEST_SIZE {
             trace::header_sent(request, outgoing.cookie.to_wire());
@@ -176,6 +189,7 @@ fn send_pending<O: Overseer>(
     connection: &Connection,
     tx: &mut Tx,
     earlier: &mut Option<PendingRequest>,
+    wait: Wait,
 ) -> bool {
     let Some(pending) = tx.pending.take() else {
         return true;
@@ -188,6 +202,7 @@ fn send_pending<O: Overseer>(
             &request,
             &sending,
             pending.sent,
+            wait,
         );
         handle_sent(overseer, connection, &request, sending, sent, tx);
     } else {
@@ -205,6 +220,7 @@ fn send(
     request: &Request<Nbd>,
     sending: &Sending<'_, RequestWord>,
     skip: usize,
+    wait: Wait,
 ) -> Sent {
     let cookie = sending.cookie(request.unique_tag());
     let mut header = header(request, cookie);
@@ -215,13 +231,11 @@ fn send(
     let mut done = skip;
     if let Some(rest) = header.get(skip..).filter(|rest| !rest.is_empty()) {
         let more = if is_write { More::Follows } else { More::Ends };
-        let (sent, result) = link
-            .socket
-            .send(&mut Kvec::source(rest), more, Wait::Allowed);
+        let (sent, result) = link.socket.send(&mut Kvec::source(rest), more, wait);
         link.count_sent(sent);
         done = done.saturating_add(sent);
         if let Err(error) = result {
-            return Sent::stopped(done, error);
+            return Sent::stopped(done, error, wait);
         }
     }
     trace::header_sent(request, cookie.to_wire());
@@ -233,11 +247,11 @@ fn send(
             } else {
                 More::Follows
             };
-            let (sent, result) = link.socket.send(&mut piece, more, Wait::Allowed);
+            let (sent, result) = link.socket.send(&mut piece, more, wait);
             link.count_sent(sent);
             done = done.saturating_add(sent);
             if let Err(error) = result {
-                return Sent::stopped(done, error);
+                return Sent::stopped(done, error, wait);
             }
         }
     }
@@ -246,8 +260,9 @@ fn send(
 }
 
 impl Sent {
-    fn stopped(done: usize, error: Error) -> Self {
-        if error == EINTR || error == ERESTARTSYS {
+    fn stopped(done: usize, error: Error, wait: Wait) -> Self {
+        let would_wait = error == EAGAIN && wait == Wait::Never;
+        if would_wait || error == EINTR || error == ERESTARTSYS {
             Self::Interrupted(done)
         } else {
             Self::Failed(error)
@@ -275,19 +290,21 @@ fn handle_sent<O: Overseer>(
                 }
             }
         }
-        Sent::Interrupted(0) => {
-            tx.link.count_unasked();
-            if let Some(claim) = sending.abandon() {
-                answer(request, claim, Outcome::Requeue);
-            }
-        }
-        Sent::Interrupted(sent) => {
+        // Nothing else goes out before the rest of this has.
+        Sent::Interrupted(sent) if tx.pending.is_none() => {
             tx.pending = Some(PendingRequest {
                 request: ARef::from(request),
                 mark: sending.interrupt(),
                 sent,
             });
             connection.outbox.call_sender();
+        }
+        // Nothing of it went: it comes again, behind that.
+        Sent::Interrupted(_) => {
+            tx.link.count_unasked();
+            if let Some(claim) = sending.abandon() {
+                answer(request, claim, Outcome::Requeue);
+            }
         }
         Sent::Failed(error) => {
             overseer.kill(connection, &tx.link, death(error));

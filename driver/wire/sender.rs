@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who sends what submitters leave to be sent: a thread for each connection.
+//! The sender: a thread for each connection, for what submitters leave to be sent.
 //!
 //! A submitter sends by itself when the server owes no answer: nothing is faster. Otherwise it leaves
 //! the request to this thread, and goes on. By the time that the thread gets a processor there may be

@@ -4,7 +4,8 @@
 //!
 //! What two generations of a device share is its number. A disk serves one generation, and those
 //! that continue it; another one only after a moment, since that one had gone, in which no one had
-//! the disk open: the block layer then holds nothing of it any more. Otherwise the next generation
+//! the disk open: the block layer then holds nothing of it any more (a disk with partitions is not
+//! cleaned: see the driver). Otherwise the next generation
 //! gets a disk of its own.
 //!
 //! ```text
@@ -66,6 +67,11 @@ impl DiskState {
         self.serial == serial && self.contents != Contents::Absent
     }
 
+    /// Whether the disk holds what the last generation has left.
+    pub(super) fn is_left(&self) -> bool {
+        self.contents == Contents::Left
+    }
+
     /// How often disks of the device are open.
     pub fn opens(&self) -> u32 {
         self.opens
@@ -83,7 +89,7 @@ impl DiskState {
 
     /// The device gives up its disk, for another one: returns the name of that. None, if a generation
     /// is attached to the one it has.
-    pub fn next(&mut self) -> Option<u64> {
+    pub fn replace(&mut self) -> Option<u64> {
         if self.contents == Contents::Attached {
             return None;
         }

@@ -20,9 +20,19 @@ use kernel::{
     prelude::*,
     static_lock_class,
     str::Formatter,
-    sync::aref::{ARef, AlwaysRefCounted},
+    sync::{
+        aref::{ARef, AlwaysRefCounted},
+        atomic::{Acquire, Atomic, Relaxed, Release},
+    },
+    time::{delay::fsleep, Delta},
     types::{Opaque, ScopeGuard},
 };
+
+/// How many disks of this module were added, and are not freed.
+static DISKS: Atomic<u32> = Atomic::new(0);
+
+/// How long the module's exit waits for disks to be freed, in milliseconds.
+const FREED_MS: u32 = 5000;
 
 /// A `struct blk_mq_tag_set`, initialised, with tags for `T`.
 #[pin_data(PinnedDrop)]
@@ -82,14 +92,15 @@ pub(super) struct Private<T: Operations> {
 }
 
 impl<T: Operations> Private<T> {
-    /// Takes the box back from a disk that is being freed.
+    /// Drops the box of a disk that is being freed.
     ///
     /// # Safety
     ///
     /// `disk` was made by [`GenDiskBuilder`] for `T`; its private data must not be used after this.
-    pub(super) unsafe fn from_disk(disk: *mut bindings::gendisk) -> Pin<KBox<Self>> {
+    pub(super) unsafe fn free(disk: *mut bindings::gendisk) {
         // SAFETY: The builder put a pinned box there, by the safety requirement for the last time.
-        unsafe { Pin::new_unchecked(KBox::from_raw((*disk).private_data.cast())) }
+        drop(unsafe { Pin::new_unchecked(KBox::<Self>::from_raw((*disk).private_data.cast())) });
+        DISKS.fetch_sub(1, Release);
     }
 }
 
@@ -102,6 +113,19 @@ impl<T: Operations> Private<T> {
 pub(crate) struct Disk<T: Operations>(Opaque<bindings::gendisk>, PhantomData<T>);
 
 impl<T: Operations> Disk<T> {
+    /// Waits until all disks are freed that were taken out; for the module's exit. The block layer lets
+    /// go of a disk's module before it lets go of the disk: the last close may be about to free one,
+    /// by code of this module. Sleeps, for five seconds at most.
+    pub(crate) fn wait_for_all_freed() {
+        for _ in 0..FREED_MS {
+            if DISKS.load(Acquire) == 0 {
+                return;
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        pr_warn!("something holds on to a disk that is gone\n");
+    }
+
     /// A disk from a pointer.
     ///
     /// # Safety
@@ -310,6 +334,7 @@ impl GenDiskBuilder {
 
         free_disk.dismiss();
         free_private.dismiss();
+        DISKS.add(1, Relaxed);
         // SAFETY: `alloc_disk` gave one reference, which goes to the `ARef`; the pointer is not
         // null, for it was dereferenced above.
         let disk = unsafe { ARef::from_raw(NonNull::new_unchecked(disk.cast::<Disk<T>>())) };

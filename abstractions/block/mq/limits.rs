@@ -6,7 +6,12 @@
 
 use super::{Disk, Operations};
 use crate::bindings as extra;
-use kernel::{bindings, error::to_result, prelude::*};
+use kernel::{
+    bindings,
+    error::to_result,
+    prelude::*,
+    time::{delay::fsleep, Delta},
+};
 
 /// Limits of the requests that a disk gets.
 pub(crate) struct QueueLimits(bindings::queue_limits);
@@ -111,7 +116,7 @@ impl QueueLimits {
     }
 }
 
-/// How long a change of limits waits for requests, in milliseconds.
+/// How long a change of limits waits for the limits' lock, and for requests, in milliseconds each.
 const PATIENCE_MS: u32 = 2000;
 
 impl<T: Operations> Disk<T> {
@@ -119,13 +124,11 @@ impl<T: Operations> Disk<T> {
     ///
     /// While the disk has a capacity, or a cache that may be being flushed, its queue is frozen for
     /// the change, which waits for the requests in flight: at most two seconds, then this fails
-    /// with `EBUSY`, and nothing is changed. The limits' own lock is held while `change` runs.
+    /// with `EBUSY`, and nothing is changed. The limits' own lock is held while `change` runs. It is
+    /// waited for as long: a task that writes to `queue/` in sysfs holds it while it waits for requests.
     pub(crate) fn update_limits(&self, change: impl FnOnce(&mut QueueLimits)) -> Result {
         let queue = self.queue();
-        // SAFETY: The disk has its queue. This takes the limits' lock, and one of the commits
-        // below gives it back.
-        let limits = unsafe { extra::rnbd_helper_queue_limits_start_update(queue) };
-        let mut limits = QueueLimits(limits);
+        let mut limits = QueueLimits(self.start_update()?);
         let had_cache = limits.0.features & extra::BLK_FEAT_WRITE_CACHE != 0;
         change(&mut limits);
         let frozen = match self.capacity() {
@@ -143,6 +146,22 @@ impl<T: Operations> Disk<T> {
         let result = unsafe { bindings::queue_limits_commit_update(queue, &mut limits.0) };
         drop(frozen);
         to_result(result)
+    }
+
+    /// As `queue_limits_start_update()`, with a bound on the wait for the lock.
+    fn start_update(&self) -> Result<bindings::queue_limits> {
+        let queue = self.queue();
+        for _ in 0..PATIENCE_MS {
+            // SAFETY: The disk has its queue, which the lock is part of; the limits are read with the
+            // lock held. The caller gives it back.
+            unsafe {
+                if bindings::mutex_trylock(&raw mut (*queue).limits_lock) != 0 {
+                    return Ok((*queue).limits);
+                }
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        Err(EBUSY)
     }
 
     /// Makes the block layer send no more discards. Does not wait. Any context.

@@ -318,6 +318,6 @@ impl<T: Operations> OperationsVTable<T> {
     /// Only for the block layer to call, through [`Self::fops`].
     unsafe extern "C" fn free_disk(disk: *mut bindings::gendisk) {
         // SAFETY: The builder put the box there, and this is the last call for this disk.
-        drop(unsafe { Private::<T>::from_disk(disk) });
+        unsafe { Private::<T>::free(disk) };
     }
 }

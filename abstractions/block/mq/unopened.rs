@@ -6,7 +6,7 @@
 
 use super::{Disk, Operations};
 use crate::bindings as extra;
-use kernel::{bindings, prelude::*};
+use kernel::{bindings, prelude::*, types::NotThreadSafe};
 
 /// Proof that a disk is not open, neither itself nor a partition, and is not opened meanwhile.
 ///
@@ -14,11 +14,24 @@ use kernel::{bindings, prelude::*};
 ///
 /// # Invariants
 ///
-/// The disk's `open_mutex` is held for as long as this lives, and its count of openers is zero. If
-/// `unlock` is set the mutex is this value's to give back.
+/// The disk's `open_mutex` is held for as long as this lives, and its count of openers is zero.
 pub(crate) struct Unopened<'a, T: Operations> {
     disk: &'a Disk<T>,
-    unlock: bool,
+    /// The mutex, if it is this value's to give back.
+    _locked: Option<OpenLocked<'a, T>>,
+    /// Its owner alone may give a mutex back.
+    _not_send: NotThreadSafe,
+}
+
+/// The disk's `open_mutex`, held.
+struct OpenLocked<'a, T: Operations>(&'a Disk<T>);
+
+impl<T: Operations> Drop for OpenLocked<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: It was taken by `try_unopened`, in this task.
+        unsafe { bindings::mutex_unlock(&raw mut (*self.0.as_raw()).open_mutex) };
+    }
 }
 
 impl<'a, T: Operations> Unopened<'a, T> {
@@ -31,59 +44,63 @@ impl<'a, T: Operations> Unopened<'a, T> {
         // INVARIANT: By the safety requirement, and as was just seen.
         (disk.openers() == 0).then_some(Self {
             disk,
-            unlock: false,
+            _locked: None,
+            _not_send: NotThreadSafe,
         })
     }
 
-    /// Forgets the disk's medium: drops the partitions, and has errors of earlier write-back count as
-    /// seen, so that the next opener is not told of them. Sleeps, but for no I/O.
+    /// Forgets the disk's medium: errors of earlier write-back count as seen, so that the next opener
+    /// is not told of them, and what an opener has set read-only (`BLKROSET`) is so no more. May sleep.
     ///
     /// # Errors
     ///
-    /// `EBUSY` if the disk has a capacity; `ENXIO` if it was taken out of the system.
+    /// `EBUSY` if the disk has a capacity, or partitions.
     pub(crate) fn forget_medium(&self) -> Result {
-        let disk = self.disk.as_raw();
-        if self.disk.capacity() != 0 {
+        if self.disk.capacity() != 0 || self.disk.has_partitions() {
             return Err(EBUSY);
         }
-        // SAFETY: By the type invariant the lock is held that this wants. Without a capacity no
-        // partition table is read.
-        kernel::error::to_result(unsafe { bindings::bdev_disk_changed(disk, false) })?;
         let mut since = 0;
-        // SAFETY: The disk has its block device, with its page cache. The error is an atomic word.
+        // SAFETY: The disk has its block device, with its page cache. The error and the flags are
+        // atomic words.
         unsafe {
-            bindings::errseq_check_and_advance(
-                &raw mut (*(*(*disk).part0).bd_mapping).wb_err,
-                &mut since,
-            )
-        };
+            let bdev = (*self.disk.as_raw()).part0;
+            bindings::errseq_check_and_advance(&raw mut (*(*bdev).bd_mapping).wb_err, &mut since);
+            extra::rnbd_helper_bdev_clear_read_only(bdev);
+        }
         Ok(())
     }
 }
 
-impl<T: Operations> Drop for Unopened<'_, T> {
-    fn drop(&mut self) {
-        if self.unlock {
-            // SAFETY: By the type invariant.
-            unsafe { bindings::mutex_unlock(&raw mut (*self.disk.as_raw()).open_mutex) };
-        }
-    }
-}
-
 impl<T: Operations> Disk<T> {
-    /// The proof that the disk is not open, if it is not, and if no task is just opening or closing
-    /// it. Waits for none.
+    /// Whether the disk has partitions. Any context.
+    pub(crate) fn has_partitions(&self) -> bool {
+        let mut index = 0;
+        // SAFETY: The table is part of the disk. What is found is not looked at.
+        let entry = unsafe {
+            bindings::xa_find_after(
+                &raw mut (*self.as_raw()).part_tbl,
+                &mut index,
+                kernel::ffi::c_ulong::MAX,
+                bindings::XA_PRESENT,
+            )
+        };
+        !entry.is_null()
+    }
+
+    /// The proof that the disk is not open, if it is not, and if no other task holds its open lock: to
+    /// open or close it, or for `sync`. Does not wait for such a task.
     pub(crate) fn try_unopened(&self) -> Option<Unopened<'_, T>> {
         // SAFETY: The lock is part of the disk.
         if unsafe { bindings::mutex_trylock(&raw mut (*self.as_raw()).open_mutex) } == 0 {
             return None;
         }
-        // INVARIANT: The lock was taken above, and `drop` gives it back; if the disk is open, at once.
-        let locked = Unopened {
+        let locked = OpenLocked(self);
+        // INVARIANT: The lock was taken above, and goes with the value.
+        (self.openers() == 0).then_some(Unopened {
             disk: self,
-            unlock: true,
-        };
-        (self.openers() == 0).then_some(locked)
+            _locked: Some(locked),
+            _not_send: NotThreadSafe,
+        })
     }
 
     /// Gives the disk the next sequence number, by which user space tells that another medium is in

@@ -2,7 +2,9 @@
 
 //! CONNECT: sets a device up and attaches it, in one step.
 
-use super::request::{check_sender, offered, open_all, refuse, require, Request, Settings};
+use super::request::{
+    check_sender, offered, open_all, refuse, require, wait_loaded, Request, Settings,
+};
 use super::worker;
 use crate::{
     abstractions::{
@@ -46,6 +48,7 @@ impl Operation<Arc<Devices>> for Connect {
     /// a signal came while the last attachment was awaited.
     fn doit(info: &Request<'_>) -> Result {
         check_sender(info)?;
+        wait_loaded(info)?;
         let index = info.get(attribute::INDEX).map(|it| it.u32()).transpose()?;
         let most = info.data().most();
         if let Some(index) = index.filter(|&index| index >= most) {
@@ -75,7 +78,7 @@ impl Operation<Arc<Devices>> for Connect {
 
         // The device serves, whether or not that can be said.
         if let Err(error) = reply(info, index) {
-            pr_warn!("nbd{index}: attached, but nobody could be told ({error:?})\n");
+            pr_warn!("nbd{index}: attached, but the sender could not be told ({error:?})\n");
         }
         Ok(())
     }
@@ -108,7 +111,6 @@ struct ConnectRequest {
 impl ConnectRequest {
     /// Attaches device `index`, or the first that is free. Returns its number.
     fn attach(&self, info: &Request<'_>, index: Option<u32>) -> Result<u32> {
-        let nr_hw_queues = u32::try_from(self.fds.len())?.max(1);
         // All is looked at before a device is made for it.
         let mut sockets = Some(open_all(info, &self.fds)?);
         self.config.may_have(self.fds.len()).map_err(|refusal| {
@@ -120,7 +122,7 @@ impl ConnectRequest {
         })?;
         let mut from = 0;
         loop {
-            let entry = self.choose(info, index, from, nr_hw_queues)?;
+            let entry = self.choose(info, index, from)?;
             let device = entry.device();
             let sockets = match sockets.take() {
                 Some(sockets) => sockets,
@@ -145,12 +147,10 @@ impl ConnectRequest {
                 }
                 // It is being removed. The next try waits until it is gone.
                 Err(NotConnected::Refused(Refusal::Gone)) => {}
-                // Somebody was faster.
-                Err(NotConnected::Refused(Refusal::Running | Refusal::Owned | Refusal::Held))
-                    if index.is_none() =>
-                {
-                    from = number.saturating_add(1)
-                }
+                // Another one was faster.
+                Err(NotConnected::Refused(
+                    Refusal::Running | Refusal::Owned | Refusal::Held | Refusal::NeedsDisk,
+                )) if index.is_none() => from = number.saturating_add(1),
                 Err(NotConnected::Refused(refusal)) => {
                     let why = RefusalMessage::new(device, refusal);
                     return Err(refuse(info, errno(refusal), fmt!("nbd{number}: {why}")));
@@ -159,17 +159,11 @@ impl ConnectRequest {
         }
     }
 
-    fn choose(
-        &self,
-        info: &Request<'_>,
-        index: Option<u32>,
-        from: u32,
-        nr_hw_queues: u32,
-    ) -> Result<Arc<Entry>> {
+    fn choose(&self, info: &Request<'_>, index: Option<u32>, from: u32) -> Result<Arc<Entry>> {
         let devices = &self.devices;
         let found = match index {
-            Some(index) => Devices::find_or_add(devices, index, nr_hw_queues).map(Some),
-            None => Devices::first_free(devices, from, nr_hw_queues),
+            Some(index) => Devices::find_or_add(devices, index).map(Some),
+            None => Devices::first_free(devices, from),
         };
         match found {
             Ok(Some(entry)) => Ok(entry),
@@ -182,6 +176,11 @@ impl ConnectRequest {
                 info,
                 error,
                 fmt!("a signal came while the device was being made or removed"),
+            )),
+            Err(error) if error == EBUSY => Err(refuse(
+                info,
+                error,
+                fmt!("its number is still in use by what was made on the device before that was removed: unmount or release it first"),
             )),
             Err(error) => Err(refuse(
                 info,

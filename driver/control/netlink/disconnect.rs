@@ -2,7 +2,7 @@
 
 //! DISCONNECT: ends a device's generation.
 
-use super::request::{check_sender, refuse, require, Request};
+use super::request::{check_sender, refuse, require, wait_loaded, Request};
 use crate::{
     abstractions::net::genetlink::{Operation, Validation},
     driver::{device::end, devices::Devices},
@@ -26,6 +26,7 @@ impl Operation<Arc<Devices>> for Disconnect {
     /// came before the generation was gone, which it will be nevertheless.
     fn doit(info: &Request<'_>) -> Result {
         check_sender(info)?;
+        wait_loaded(info)?;
         let index = require(info, attribute::INDEX, "the device (NBD_ATTR_INDEX)")?.u32()?;
         let Some(entry) = info.data().find(index) else {
             return Err(refuse(info, EINVAL, fmt!("there is no nbd{index}")));

@@ -61,7 +61,7 @@ pub(crate) fn register(devices: Arc<Devices>) -> Result<Registration<Arc<Devices
     })
 }
 
-/// Tells those who listen that a connection of a device is dead. Sleeps, but waits for nobody.
+/// Tells the listeners that a connection of a device is dead. Sleeps, but waits for none of them.
 pub(crate) fn link_dead(device: u32) {
     let tell = || {
         let mut message =

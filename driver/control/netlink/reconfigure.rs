@@ -4,7 +4,7 @@
 
 use super::{
     connect::backend,
-    request::{check_sender, offered, open_all, refuse, require, Request, Settings},
+    request::{check_sender, offered, open_all, refuse, require, wait_loaded, Request, Settings},
 };
 use crate::{
     abstractions::{
@@ -40,7 +40,7 @@ impl Operation<Arc<Devices>> for Reconfigure {
     /// Gives dead connections the sockets that are offered, and with
     /// [`HANDOVER`](attribute::HANDOVER) live ones too; then changes size, time-outs and flags.
     ///
-    /// Sockets come first, and nothing here waits for requests that wait for one. Who asks for a
+    /// Sockets come first, and nothing here waits for requests that wait for one. A caller that asks for a
     /// handover, or offers more sockets than are taken, gets a reply that says how many were.
     ///
     /// # Errors
@@ -50,6 +50,7 @@ impl Operation<Arc<Devices>> for Reconfigure {
     /// shall change and requests are under way that are not answered: then all but the sizes is.
     fn doit(info: &Request<'_>) -> Result {
         check_sender(info)?;
+        wait_loaded(info)?;
         let index = require(info, attribute::INDEX, "the device (NBD_ATTR_INDEX)")?.u32()?;
         let Some(entry) = info.data().find(index) else {
             return Err(refuse(info, EINVAL, fmt!("there is no nbd{index}")));
@@ -93,7 +94,7 @@ fn refuse_change(info: &Request<'_>, device: &Device, refusal: Refusal) -> Error
     refuse(info, errno(refusal), fmt!("nbd{index}: {why}"))
 }
 
-/// Whoever attached the device to a backend with a name must give the same name again.
+/// If the device was attached to a backend with a name, the same name must be given again.
 fn check_backend(info: &Request<'_>, attachment: &AttachmentRef) -> Result {
     let Some(now) = attachment.keeper.backend() else {
         return Ok(());
@@ -144,7 +145,7 @@ fn change(
         attachment.set_dead_conn_timeout(seconds);
     }
     if after.block_size != before.block_size {
-        geometry::apply(device, attachment).map_err(|error| {
+        geometry::apply(device, attachment).map_err(|why| {
             let keep = |config: &mut Config| {
                 config.block_size = before.block_size;
                 config.size = before.size;
@@ -155,11 +156,7 @@ fn change(
                 let same = life.generation() == attachment.generation;
                 same.then(|| life.reconfigure(keep))
             });
-            refuse(
-                info,
-                error,
-                fmt!("requests under way are not answered: the sizes stay, try again"),
-            )
+            refuse(info, why.errno(), fmt!("the sizes stay: {why}"))
         })?;
     } else if after.size != before.size {
         geometry::apply_size(device, attachment);

@@ -28,7 +28,7 @@ use kernel::{fmt, prelude::*, sync::Arc};
 /// A request to this family.
 pub(super) type Request<'a> = Info<'a, Arc<Devices>>;
 
-/// Says why a request is refused, in the log and to who sent it, and returns `error`.
+/// Says why a request is refused, in the log and to the sender, and returns `error`.
 #[must_use]
 pub(super) fn refuse(info: &Request<'_>, error: Error, why: fmt::Arguments<'_>) -> Error {
     pr_err!("netlink: {why}\n");
@@ -43,6 +43,16 @@ pub(super) fn check_sender(info: &Request<'_>) -> Result {
     Err(info
         .ext_ack()
         .err_msg(EPERM, fmt!("this needs CAP_SYS_ADMIN")))
+}
+
+/// Waits until the module has made its devices, which it does when it answers already.
+pub(super) fn wait_loaded(info: &Request<'_>) -> Result {
+    info.data().wait_loaded().map_err(|error| {
+        info.ext_ack().err_msg(
+            error,
+            fmt!("a signal came while the module was being loaded"),
+        )
+    })
 }
 
 /// An attribute that must be there: `EINVAL` if it is not.
@@ -86,7 +96,7 @@ impl Settings {
         })
     }
 
-    /// Changes `config` as the request says. If that cannot be, it is told to who sent it.
+    /// Changes `config` as the request says. If that cannot be, the sender is told so.
     pub(super) fn apply(&self, info: &Request<'_>, config: &mut Config) -> Result {
         self.apply_geometry(config)
             .map_err(|bad| refuse(info, EINVAL, fmt!("{}", Bad(bad))))?;
@@ -109,7 +119,7 @@ impl Settings {
         Ok(())
     }
 
-    /// What the export can do, if the request says so. Only who connects may.
+    /// What the export can do, if the request says so. Only CONNECT may.
     pub(super) fn server_flags(&self) -> Option<TransmissionFlags> {
         // Flags have 32 bits, here and with nbd.ko.
         self.server_flags

@@ -2,8 +2,9 @@
 
 //! STATUS: which devices are there, and in use.
 //!
-//! Takes each device's setup lock for a moment; nobody waits for a server under it (invariant G6).
+//! Takes each device's setup lock for a moment; nothing waits for a server under it (invariant G6).
 
+use super::request::wait_loaded;
 use crate::{
     abstractions::net::genetlink::{
         nla_total_size, Info, Message, Nest, Operation, PutAttributes, Validation,
@@ -38,6 +39,7 @@ impl Operation<Arc<Devices>> for Status {
             Some(index) => index.u32()?,
             None => ALL,
         };
+        wait_loaded(info)?;
         let devices = info.data();
         let count = match index {
             ALL => devices.count(),

@@ -85,6 +85,22 @@ impl Device {
         Ok(Device { file, index })
     }
 
+    /// Opens it also while an attachment of another process is giving it another disk: it is not there for a moment.
+    pub fn open_in_turn(index: u32) -> Result<Device> {
+        let mut opened = Device::open(index);
+        let gone = |opened: &Result<Device>| {
+            let error = opened.as_ref().err().and_then(|error| error.downcast_ref::<std::io::Error>());
+            matches!(error.and_then(std::io::Error::raw_os_error), Some(libc::ENXIO | libc::ENOENT))
+        };
+        let _ = wait_for("the device", || {
+            if gone(&opened) {
+                opened = Device::open(index);
+            }
+            !gone(&opened)
+        });
+        opened
+    }
+
     /// A second handle on the same open file: to the driver it is the same opener.
     pub fn same_open(&self) -> Result<Device> {
         let file = self.file.try_clone()?;

@@ -43,8 +43,9 @@ fn order<const N: usize>(faults: &File, command: libc::Ioctl, mut words: [u64; N
 }
 
 impl Late {
-    /// `length` bytes, of which the first half is `first` everywhere.
-    pub fn new(length: usize, first: u8) -> Result<Late> {
+    /// Twice as much as `first`, which is its first half. Whole pages.
+    pub fn new(first: &[u8]) -> Result<Late> {
+        let length = 2 * first.len();
         // SAFETY: makes a descriptor.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
         if fd < 0 {
@@ -68,10 +69,9 @@ impl Late {
         self.start.as_ptr() as u64
     }
 
-    fn fill(&self, offset: usize, value: u8) -> Result<(), Errno> {
-        let source = vec![value; self.length / 2];
-        let (to, from) = (self.address() + offset as u64, source.as_ptr() as u64);
-        order(&self.faults, UFFDIO_COPY, [to, from, source.len() as u64, 0, 0])
+    fn fill(&self, offset: usize, data: &[u8]) -> Result<(), Errno> {
+        let (to, from) = (self.address() + offset as u64, data.as_ptr() as u64);
+        order(&self.faults, UFFDIO_COPY, [to, from, data.len() as u64, 0, 0])
     }
 
     /// `pwrite` of all of it. Waits in the middle.
@@ -92,8 +92,14 @@ impl Late {
         Ok(())
     }
 
-    /// The second half is there now.
-    pub fn arrive(&self, second: u8) -> Result<()> {
+    /// The second half is there now, and is this.
+    pub fn arrive(&self, second: &[u8]) -> Result<()> {
+        ensure!(
+            2 * second.len() == self.length,
+            "a half has {} bytes, not {}",
+            self.length / 2,
+            second.len()
+        );
         self.fill(self.length / 2, second).context("the second half")
     }
 }

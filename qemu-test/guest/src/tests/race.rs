@@ -55,7 +55,7 @@ fn disconnect(context: &Context) -> Result<()> {
         let mut client = setup.spawn(0, None, &server)?;
         let pause = rng.random_range(0..20_000);
         std::thread::sleep(Duration::from_micros(pause));
-        Device::open(0)?.ioctl(req::DISCONNECT, 0).context("NBD_DISCONNECT")?;
+        Device::open_in_turn(0)?.ioctl(req::DISCONNECT, 0).context("NBD_DISCONNECT")?;
         let status = client
             .wait()
             .with_context(|| format!("round {round}: the client, after a disconnect at {pause} us"))?;
@@ -101,17 +101,17 @@ fn task(seed: u64, socket: &PathBuf) -> Result<()> {
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGUSR1, &action) }?;
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut device = Device::open(0)?;
+    let mut device = Device::open_in_turn(0)?;
     loop {
         let answer = match STEPS.choose(&mut rng).unwrap_or(&Step::Open) {
             Step::Open => {
-                let other = Device::open(0);
+                let other = Device::open_in_turn(0);
                 other.map(|other| drop(std::mem::replace(&mut device, other))).map_err(|_| Errno::EIO)
             }
             Step::Close => {
                 drop(device);
                 std::thread::sleep(Duration::from_micros(rng.random_range(0..2000)));
-                device = Device::open(0)?;
+                device = Device::open_in_turn(0)?;
                 Ok(())
             }
             Step::Socket => match UnixStream::connect(socket) {

@@ -17,7 +17,7 @@ use crate::device::{
 use crate::mounted::Mounted;
 use crate::process::{have, run, wait_for};
 use crate::puppet::{Answer, Puppet};
-use crate::server::{Command, Export, Server, Transport};
+use crate::server::{Action, Command, Export, Server, Transport};
 use crate::tests::netlink::attached::Attached;
 use crate::tests::size::partitioned;
 use crate::tests::teardown::EBUSY_FOR_EVER;
@@ -30,6 +30,12 @@ pub const TESTS: &[Test] = &[
         continuation,
     )
     .limit(120)
+    .known_on_nbd("EBUSY for as long as anybody has it open"),
+    Test::new(
+        "disks.continuation_timeout",
+        "so does who comes back after a request's time-out",
+        continuation_timeout,
+    )
     .known_on_nbd("EBUSY for as long as anybody has it open"),
     Test::new(
         "disks.disconnected_owner",
@@ -56,7 +62,8 @@ pub const TESTS: &[Test] = &[
     )
     .known_on_nbd(EBUSY_FOR_EVER),
     Test::new("disks.kept", "of an image that nobody holds, nothing is left at the next one", kept)
-        .limit(120),
+        .limit(120)
+        .known_on_nbd("diskseq does not move"),
 ];
 
 /// What the client says on its way to NBD_DO_IT, up to the first error. Attached when it is `Ok`.
@@ -123,6 +130,37 @@ fn continuation(context: &Context) -> Result<()> {
     Ok(())
 }
 
+fn continuation_timeout(_: &Context) -> Result<()> {
+    let silent =
+        Image::behaving(
+            0xa,
+            |request| {
+                if request.offset >= 1 << 20 { Action::Ignore } else { Action::Serve }
+            },
+        )?;
+    // The same image, served by another one.
+    let again = Image::new(0xa)?;
+    let size = again.server.export().size();
+    let sockets = [silent.server.connect(Transport::Unix)?, again.server.connect(Transport::Unix)?];
+    let mut client = Puppet::new(0, &sockets.each_ref().map(AsRawFd::as_raw_fd))?;
+    client.ioctl(req::SET_TIMEOUT, 1)?.context("NBD_SET_TIMEOUT")?;
+    start(&mut client, &sockets[0], size)?.context("the first time")?;
+    let (holder, direct) = (Device::open(0)?, open_direct("/dev/nbd0")?);
+    let mut data = vec![0; 65536];
+    holder.file().read_exact_at(&mut data, 0)?;
+    ensure!(read_direct(&direct, 2 << 20, 4096).is_err(), "a read without an answer succeeded");
+    println!("NBD_DO_IT returned {:?}", client.finish()?);
+    start(&mut client, &sockets[1], size)?.context("again")?;
+    drop_caches()?;
+    holder.file().read_exact_at(&mut data, 2 << 20).context("the holder's read")?;
+    ensure!(data == super::image::content(0xa, 2 << 20, 65536), "the holder reads other data");
+    round_trip(&direct, 3 << 20, &[0x33; 4096]).context("the holder's write")?;
+    ensure!(again.server.export().read(3 << 20, 4096)? == [0x33; 4096], "what was written is not there");
+    Device::open(0)?.ioctl(req::DISCONNECT, 0)?;
+    client.finish()?.context("NBD_DO_IT")?;
+    Ok(())
+}
+
 /// An owner attaches A, which ends as it does, and B. A's opens are no good for B.
 fn apart(a: &Image, b: &Image, ends: impl FnOnce(&mut Puppet) -> Result<()>) -> Result<()> {
     let sockets = [a.server.connect(Transport::Unix)?, b.server.connect(Transport::Unix)?];
@@ -181,7 +219,7 @@ fn cleared_owner(_: &Context) -> Result<()> {
 
 fn resized_owner(_: &Context) -> Result<()> {
     let a = Image::new(0xa)?;
-    let b = Image::sized(0xb, super::image::SIZE / 2, |_| crate::server::Action::Serve)?;
+    let b = Image::sized(0xb, super::image::SIZE / 2, |_| Action::Serve)?;
     let server = &a.server;
     apart(&a, &b, |client| {
         server.close();

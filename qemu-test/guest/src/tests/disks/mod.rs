@@ -5,16 +5,19 @@
 
 mod block_size;
 mod continued;
+mod frozen;
 mod image;
+mod numbers;
 mod old_opens;
 mod partitions;
+mod random;
 mod seen;
 mod stacked;
 mod writes;
 
 use super::Test;
 
-pub const TESTS: [&[Test]; 7] = [
+pub const TESTS: [&[Test]; 10] = [
     partitions::TESTS,
     old_opens::TESTS,
     writes::TESTS,
@@ -22,4 +25,7 @@ pub const TESTS: [&[Test]; 7] = [
     continued::TESTS,
     block_size::TESTS,
     seen::TESTS,
+    frozen::TESTS,
+    numbers::TESTS,
+    random::TESTS,
 ];

@@ -6,10 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::image::{Image, SIZE, dies};
+use crate::attach::Setup;
 use crate::cgroup::Cgroup;
 use crate::device::{Device, open_direct, write_direct};
 use crate::netlink::{Client, attr, attr_u64};
@@ -35,14 +39,12 @@ pub const TESTS: &[Test] = &[
         "a large write() is half done when the next image comes",
         in_progress,
     )
-    .limit(120)
-    .known_on_nbd(EBUSY_WHILE_OPEN),
+    .limit(120),
     Test::new(
         "disks.throttled",
         "a write that a cgroup's limit holds back comes to no other image",
         throttled,
-    )
-    .known_on_nbd(EBUSY_FOR_EVER),
+    ),
     Test::new("disks.requeued", "writes that wait for a new connection go to no other image", requeued)
         .known_on_nbd(EBUSY_WHILE_OPEN),
 ];
@@ -55,7 +57,7 @@ fn stuck(_: &Context) -> Result<()> {
     const LENGTH: usize = 1 << 20;
     let a = Image::new(0xa)?;
     let mut client = a.attach()?;
-    let late = Arc::new(Late::new(LENGTH, 0xf1)?);
+    let late = Arc::new(Late::new(&[0xf1; LENGTH / 2])?);
     let (source, opener) = (late.clone(), Device::open(0)?);
     let (sender, result) = channel();
     std::thread::Builder::new().name("the writer".to_owned()).spawn(move || {
@@ -68,7 +70,7 @@ fn stuck(_: &Context) -> Result<()> {
     dies(&a, &mut client)?;
     let b = Image::new(0xb)?;
     let mut client = b.attach().context("while somebody writes")?;
-    late.arrive(0xf2)?;
+    late.arrive(&[0xf2; LENGTH / 2])?;
     let (written, synced) =
         result.recv_timeout(*PATIENCE).with_context(|| format!("the writer hangs\n{}", told()))?;
     println!("write gave {written:?}, fsync {synced:?}");
@@ -149,7 +151,7 @@ fn half_done(checks: &mut Checks) -> Result<()> {
     });
     let b = Server::new(Export::memory(SIZE)?);
     let (client, offered) = (Client::open()?, sockets(&b, 1)?);
-    let attached = Attached::new(&a, 1, &[])?;
+    let mut first = Setup::for_server(&a).attach_in_child(0, &a)?;
     let (sender, results) = channel();
     for number in 0..WRITERS {
         let (opener, sender) = (Device::open(0)?, sender.clone());
@@ -161,12 +163,12 @@ fn half_done(checks: &mut Checks) -> Result<()> {
         })?;
     }
     wait_for("some of it to be written", || a.seen_of(Command::Write).len() > 8)?;
-    let ends = std::thread::spawn(move || attached.disconnect());
-    wait_for("the next image to be attached, while somebody writes", || {
-        let connected = connect_sockets(&client, Some(0), SIZE, &offered, &[]);
-        matches!(connected, Ok(Ok(_)))
-    })?;
-    ends.join().map_err(|_| anyhow!("DISCONNECT panicked"))??;
+    kill(Pid::from_raw(first.pid()), Signal::SIGKILL)?;
+    let start = Instant::now();
+    while connect_sockets(&client, Some(0), SIZE, &offered, &[])?.is_err() {
+        ensure!(start.elapsed() < *PATIENCE, "the next image is not attached while somebody writes");
+    }
+    first.wait()?;
     drop(offered);
     for _ in 0..WRITERS {
         let (written, synced) =

@@ -203,14 +203,14 @@ fn task(seed: u64, socket: &PathBuf) -> Result<()> {
             Step::Resize => client.reconfigure(0, &[], &[attr_u64(attr::SIZE_BYTES, size)])?.is_ok(),
             Step::Status => client.status(None)?.is_ok(),
             Step::IoctlSetUp => {
-                let device = Device::open(0)?;
+                let device = Device::open_in_turn(0)?;
                 device.ioctl(req::SET_SOCK, fds(&offer)[0] as u64).is_ok()
                     && device.ioctl(req::SET_SIZE, size).is_ok()
                     && device.ioctl(req::DO_IT, 0).is_ok()
             }
-            Step::IoctlStart => Device::open(0)?.ioctl(req::DO_IT, 0).is_ok(),
-            Step::IoctlDisconnect => Device::open(0)?.ioctl(req::DISCONNECT, 0).is_ok(),
-            Step::IoctlClear => Device::open(0)?.ioctl(req::CLEAR_SOCK, 0).is_ok(),
+            Step::IoctlStart => Device::open_in_turn(0)?.ioctl(req::DO_IT, 0).is_ok(),
+            Step::IoctlDisconnect => Device::open_in_turn(0)?.ioctl(req::DISCONNECT, 0).is_ok(),
+            Step::IoctlClear => Device::open_in_turn(0)?.ioctl(req::CLEAR_SOCK, 0).is_ok(),
             Step::Read => open_direct("/dev/nbd0").is_ok_and(|direct| {
                 let offset = rng.random_range(0..SIZE / 4096) * 4096;
                 read_direct(&direct, offset, 4096).is_ok()

@@ -8,7 +8,7 @@ mod bounded;
 mod client;
 mod close;
 mod concurrent;
-mod destroy;
+pub mod destroy;
 mod family;
 mod input;
 mod input_change;
