@@ -273,7 +273,7 @@ impl Device {
     }
 
     fn next_disk(&self, slot: &mut Option<Arc<Disk>>) {
-        let next = self.lock().disk.next();
+        let next = self.lock().disk.replace();
         let serial = next.expect("no generation is attached");
         if let Some(disk) = slot.take() {
             *self.named.lock().unwrap() = None;
