@@ -47,7 +47,7 @@ pub(super) fn add(life: &mut Life, owner: ProcessRef, census: &Census) -> Added 
 
 /// Gives the device another disk.
 fn next_disk(life: &mut Life) {
-    if let Some(serial) = life.disk.next() {
+    if let Some(serial) = life.disk.replace() {
         life.disk.added(serial);
     }
 }
@@ -311,12 +311,12 @@ mod tests {
                     Err::<u64, _>(ENOMEM)
                 });
                 assert!(started == Err(Failure::Refused(Refusal::NeedsDisk)));
-                let serial = life.disk.next().ok_or(EBUSY)?;
+                let serial = life.disk.replace().ok_or(EBUSY)?;
                 life.disk.added(serial);
                 serials.push(serial, GFP_KERNEL)?;
             }
             assert!(start(&mut life, owner.process()?).is_ok());
-            assert!(life.disk.next().is_none());
+            assert!(life.disk.replace().is_none());
             assert!(matches!(
                 life.retire(EndReason::Disconnected),
                 Retired::Stopped(_)

@@ -69,7 +69,7 @@ fn a_device_without_a_disk_needs_one() {
     let needs = Err(Refusal::NeedsDisk.into());
     assert_eq!(start_as_it_is(&mut life, &owner), needs);
     // It was given up, and the next is not there yet.
-    let serial = life.disk.next().unwrap();
+    let serial = life.disk.replace().unwrap();
     assert!(!life.disk.is_current(serial));
     assert_eq!(start_as_it_is(&mut life, &owner), needs);
     life.disk.added(serial);
@@ -279,7 +279,7 @@ fn what_goes_on_finds_a_clean_disk_if_nobody_had_it_open() {
 fn what_goes_on_without_its_disk_gets_another() {
     let owner = Process::new();
     let (mut life, _) = ended(&owner, EndReason::ConnectionsLost);
-    life.disk.next().unwrap();
+    life.disk.replace().unwrap();
     assert_eq!(plan(&mut life, &owner), DiskPlan::Replace);
 }
 
@@ -325,7 +325,7 @@ fn a_cleaning_of_a_disk_that_is_gone_changes_nothing() {
     life.disk.cleaned(gone);
     assert_eq!(plan(&mut life, &owner), DiskPlan::Replace);
     // Nor while there is none.
-    life.disk.next().unwrap();
+    life.disk.replace().unwrap();
     life.disk.cleaned(gone);
     assert_eq!(
         life.plan_start(&owner, DiskUse::Shared),
@@ -358,12 +358,12 @@ fn closes_of_a_disk_that_is_gone_do_not_count_for_the_one_that_is_there() {
 fn a_disk_that_is_attached_is_not_given_up() {
     let owner = Process::new();
     let (mut life, serial) = running(&owner);
-    assert_eq!(life.disk.next(), None);
+    assert_eq!(life.disk.replace(), None);
     let _ = life.retire(EndReason::Disconnected);
-    assert_eq!(life.disk.next(), None);
+    assert_eq!(life.disk.replace(), None);
     assert!(life.disk.is_current(serial));
     life.drained();
-    assert!(life.disk.next().is_some());
+    assert!(life.disk.replace().is_some());
     assert!(!life.disk.is_current(serial));
 }
 
@@ -371,8 +371,8 @@ fn a_disk_that_is_attached_is_not_given_up() {
 fn a_disk_that_comes_after_another_was_asked_for_is_not_it() {
     let mut disk = DiskState::default();
     // The first of two failed to come in time.
-    let late = disk.next().unwrap();
-    let serial = disk.next().unwrap();
+    let late = disk.replace().unwrap();
+    let serial = disk.replace().unwrap();
     assert_ne!(late, serial);
     disk.added(late);
     assert!(!disk.is_current(late) && !disk.is_current(serial));

@@ -263,7 +263,7 @@ impl Room {
     /// Does with the disk as was planned; or gives it up, and no other fits.
     fn fit(&mut self, plan: DiskPlan, fits: bool) -> Result<(), TestCaseError> {
         if plan == DiskPlan::Replace {
-            let serial = self.life.disk.next();
+            let serial = self.life.disk.replace();
             prop_assert!(
                 serial.is_some(),
                 "a disk that is attached is to be replaced"

@@ -100,7 +100,7 @@ pub struct Rnbd {
 /// `Device::fit_disk`, in one step.
 pub fn fit_disk(life: &mut Lifecycle<World>, plan: DiskPlan) {
     if plan == DiskPlan::Replace {
-        let serial = life.disk.next().expect("no generation is attached");
+        let serial = life.disk.replace().expect("no generation is attached");
         life.disk.added(serial);
     }
 }

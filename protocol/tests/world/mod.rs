@@ -115,7 +115,7 @@ pub fn resize(
 
 /// Gives the device another disk; gives its name.
 pub fn next_disk(disk: &mut DiskState) -> u64 {
-    let serial = disk.next().expect("no generation is attached");
+    let serial = disk.replace().expect("no generation is attached");
     disk.added(serial);
     serial
 }
