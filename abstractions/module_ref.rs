@@ -24,7 +24,8 @@ impl ModuleRef {
         // SAFETY: The module is there.
         let kept = unsafe { extra::rnbd_helper_try_module_get(module.as_ptr()) };
         // INVARIANT: The reference was taken above.
-        kept.then_some(Self(module))
+        // Only then: what is made here puts the reference when it is dropped.
+        kept.then(|| Self(module))
     }
 }
 

@@ -92,6 +92,11 @@ void rnbd_helper_disk_need_part_scan(struct gendisk *disk)
 	set_bit(GD_NEED_PART_SCAN, &disk->state);
 }
 
+void rnbd_helper_disk_clear_need_part_scan(struct gendisk *disk)
+{
+	clear_bit(GD_NEED_PART_SCAN, &disk->state);
+}
+
 void rnbd_helper_dev_set_uevent_suppress(struct device *dev, bool val)
 {
 	dev_set_uevent_suppress(dev, val);

@@ -35,6 +35,7 @@ unsigned int rnbd_helper_disk_openers(struct gendisk *disk);
 sector_t rnbd_helper_get_capacity(struct gendisk *disk);
 bool rnbd_helper_get_disk_ro(struct gendisk *disk);
 void rnbd_helper_disk_need_part_scan(struct gendisk *disk);
+void rnbd_helper_disk_clear_need_part_scan(struct gendisk *disk);
 void rnbd_helper_dev_set_uevent_suppress(struct device *dev, bool val);
 void rnbd_helper_bdev_clear_read_only(struct block_device *bdev);
 bool rnbd_helper_mapping_empty(struct address_space *mapping);

@@ -304,7 +304,7 @@ mod tests {
                 .plan_start(&owner.process()?, DiskUse::Shared)
                 .map_err(|_| EINVAL)?;
             let kept = serials.len() == 2;
-            assert_eq!(plan == DiskPlan::Keep, kept);
+            assert_eq!((plan == DiskPlan::Keep), kept);
             if !kept {
                 // Not on the one that is there, if there is one.
                 let started = life.start(owner.process()?, DiskUse::Shared, |_, _| {

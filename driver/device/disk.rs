@@ -197,17 +197,26 @@ impl Device {
         drop(before);
     }
 
-    /// Cleans `disk`, which is not open, of what a generation has left, so that it can serve the next
-    /// one. Sleeps, but for no I/O.
-    pub(crate) fn clean_disk(&self, disk: &Disk<Nbd>, unopened: &Unopened<'_, Nbd>) {
+    /// Sees to a disk that a generation has left, and that is not open any more: cleans it, so that it can
+    /// serve the next one, or has it replaced if it had partitions, which go with it. Sleeps, but for no
+    /// I/O, and does not wait for the replacement.
+    pub(crate) fn tidy_disk(this: &Arc<Self>, disk: &Disk<Nbd>, unopened: &Unopened<'_, Nbd>) {
         // Not while a generation is being started: it may be one that goes on with the disk. It is not
         // waited for, since it may wait for what the caller holds.
-        if let Some(_slot) = self.in_system.try_lock() {
-            self.clean(disk, unopened);
+        let Some(mut slot) = this.in_system.try_lock() else {
+            return;
+        };
+        this.clean(disk, unopened);
+        let data = disk.data();
+        let left = this.lock_setup().disk.may_clean(data.serial);
+        if left && data.partitioned.load(Relaxed) && slot.pending.is_none() {
+            let nr_hw_queues = this.maker.params.nr_hw_queues;
+            // If that cannot be begun, the next start does it.
+            let _ = Replacement::begin(this, &mut slot, nr_hw_queues);
         }
     }
 
-    /// The same, with the slot held, if the disk is not open.
+    /// Cleans the disk in the slot, which is held, if it is not open.
     fn clean_in(&self, disk: &Disk<Nbd>) {
         if self.may_clean(disk) {
             if let Some(unopened) = disk.try_unopened() {

@@ -146,8 +146,9 @@ pub(crate) fn apply_timeout(device: &Device, attachment: &Attachment) {
 
 /// Empties the disk of a generation that has ended. Sleeps; no lock may be held.
 pub(crate) fn clear(disk: &Disk<Nbd>) {
-    // As above: the next open takes the partitions away.
-    need_partition_scan(disk);
+    // An open must not look for a table that is gone: it would wait for all that is being written,
+    // which may be held back. Partitions go with the disk.
+    disk.clear_need_part_scan();
     disk.set_capacity_and_notify(0);
     if let Some(holder) = disk.bd_holder() {
         dev_warn!(disk.device(), "detached under {holder}\n");

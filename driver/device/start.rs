@@ -233,10 +233,9 @@ pub(super) fn bring_up(device: &Device, started: &Started<'_>) -> Result {
     let attachment = &started.attachment;
     let disk = attachment.disk();
     match started.plan {
-        // To user space it is another disk, though it is kept.
-        DiskPlan::Keep => disk.next_diskseq(),
-        DiskPlan::Replace => {}
         DiskPlan::Continue => dev_info!(disk.device(), "attached again, with all that uses it\n"),
+        // To user space there is another medium in it, also if it is kept.
+        DiskPlan::Keep | DiskPlan::Replace => disk.next_diskseq(),
     }
     try_bring_up(device, attachment).inspect_err(|error| {
         device.journal.note(LastError::Start {

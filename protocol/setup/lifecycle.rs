@@ -260,8 +260,8 @@ impl<K: Kinds> Lifecycle<K> {
     /// The caller becomes its owner. It may be the one that set up, a child of that one (clients
     /// fork in between, and the parent may not have ended yet), or anyone once that one is dead.
     /// Under an exclusive user it must continue the last generation: see [`Lifecycle::plan_start`],
-    /// which also tells whether the device needs another disk first. `attach` makes the attachment out of the setup; if it fails it must leave the setup
-    /// whole.
+    /// which also tells whether the device needs another disk first. `attach` makes the attachment out
+    /// of the setup; if it fails it must leave the setup whole.
     pub fn start<E>(
         &mut self,
         caller: K::Owner,
@@ -451,11 +451,19 @@ impl<K: Kinds> Lifecycle<K> {
                     self.phase = Phase::Gone;
                 }
                 self.disk.detached();
+                // What could not be started may be tried again: it goes on with what was lost before.
+                let tried_again = reason == EndReason::StartFailed
+                    && self.last.as_ref().is_some_and(|last| {
+                        last.lost
+                            && last.owner == owner
+                            && last.size == config.size
+                            && last.block_size == config.block_size
+                    });
                 self.last = Some(Last {
                     owner,
                     size: config.size,
                     block_size: config.block_size,
-                    lost: reason.is_loss(),
+                    lost: reason.is_loss() || tried_again,
                     clear_due: true,
                 });
                 Some(reason)

@@ -191,6 +191,24 @@ fn only_what_was_lost_goes_on_with_its_disk() {
 }
 
 #[test]
+fn what_could_not_be_started_again_may_be_tried_once_more() {
+    let owner = Process::new();
+    let (mut life, _) = ended(&owner, EndReason::ConnectionsLost);
+    for _ in 0..2 {
+        assert_eq!(plan(&mut life, &owner), DiskPlan::Continue);
+        start_as_it_is(&mut life, &owner).unwrap();
+        let _ = life.retire(EndReason::StartFailed);
+        life.drained();
+    }
+    // But not after an end that was asked for.
+    assert_eq!(plan(&mut life, &owner), DiskPlan::Continue);
+    start_as_it_is(&mut life, &owner).unwrap();
+    let _ = life.retire(EndReason::Cleared);
+    life.drained();
+    assert_eq!(plan(&mut life, &owner), DiskPlan::Replace);
+}
+
+#[test]
 fn only_the_same_owner_and_geometry_go_on_with_the_disk() {
     let (owner, other) = (Process::new(), Process::new());
     let plan_of = |caller: &Process, bytes, block| {

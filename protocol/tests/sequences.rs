@@ -269,10 +269,8 @@ impl Room {
                 "a disk that is attached is to be replaced"
             );
             self.disks.extend(serial);
-            if fits {
-                if let Some(serial) = serial {
-                    self.life.disk.added(serial);
-                }
+            if let Some(serial) = serial.filter(|_| fits) {
+                self.life.disk.added(serial);
             }
         }
         Ok(())

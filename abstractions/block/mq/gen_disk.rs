@@ -222,6 +222,13 @@ impl<T: Operations> Disk<T> {
         unsafe { extra::rnbd_helper_disk_need_part_scan(self.as_raw()) };
     }
 
+    /// Has the partition table not read when the disk is opened next.
+    #[inline]
+    pub(crate) fn clear_need_part_scan(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_disk_clear_need_part_scan(self.as_raw()) };
+    }
+
     /// Whether the disk is read-only.
     #[inline]
     pub(crate) fn is_read_only(&self) -> bool {

@@ -4,7 +4,8 @@
 //!
 //! Mirrors `driver/device/disk.rs`, and of `driver/device/start.rs`, `drain.rs` and `end.rs` what has
 //! to do with the disk: change them together. [`Disk`] does as the block layer does (`block/bdev.c`).
-//! A disk that is taken out of the system is gone when the worker is done, which is awaited.
+//! The task that begins to replace a disk does the worker's part itself, since it waits for it; others
+//! wait as well. That a disk has partitions, and so is not kept, is no part of it.
 
 use crate::{
     explore::{Number, TryMutex, TryMutexGuard},
@@ -154,17 +155,42 @@ impl Disk {
     }
 }
 
+struct Last {
+    owner: Client,
+    lost: bool,
+    disk: Arc<Disk>,
+}
+
+#[derive(Default)]
+struct Pending {
+    done: Mutex<bool>,
+    done_changed: Condvar,
+}
+
+#[derive(Default)]
+struct Slot {
+    disk: Option<Arc<Disk>>,
+    pending: Option<Arc<Pending>>,
+}
+
+/// A disk that a generation can start on, with the slot that it is in.
+struct Fitted<'a> {
+    slot: TryMutexGuard<'a, Slot>,
+    disk: Arc<Disk>,
+    plan: DiskPlan,
+}
+
 /// The device.
 pub struct Device {
     rules: Rules,
     /// `Device::in_system`.
-    slot: TryMutex<Option<Arc<Disk>>>,
+    slot: TryMutex<Slot>,
     setup: Mutex<Lifecycle<World>>,
     phase_changed: Condvar,
     /// What the system has under the device's name.
     named: Mutex<Option<Arc<Disk>>>,
-    /// Who was attached last, and whether that was lost; no part of the model.
-    last: StdMutex<Option<(Client, bool)>>,
+    /// The last generation that is gone; no part of the model.
+    last: StdMutex<Option<Last>>,
 }
 
 impl Device {
@@ -172,13 +198,14 @@ impl Device {
     pub fn new(rules: Rules) -> Arc<Self> {
         let device = Arc::new(Self {
             rules,
-            slot: TryMutex::new(None),
+            slot: TryMutex::new(Slot::default()),
             setup: Mutex::new(Lifecycle::default()),
             phase_changed: Condvar::new(),
             named: Mutex::new(None),
             last: StdMutex::new(None),
         });
-        device.next_disk(&mut device.slot.lock());
+        let serial = device.lock().disk.replace();
+        device.replace_disk(None, serial.expect("no generation is attached"));
         device
     }
 
@@ -259,37 +286,92 @@ impl Device {
         let mut life = self.lock();
         let owner = life.owner().copied();
         let reason = life.drained();
-        *self.last.lock().unwrap() = owner.zip(reason.map(EndReason::is_loss));
+        let ended = owner.zip(reason).map(|(owner, reason)| Last {
+            owner,
+            lost: reason.is_loss(),
+            disk: disk.clone(),
+        });
+        *self.last.lock().unwrap() = ended;
         self.phase_changed.notify_all();
     }
 
     // driver/device/disk.rs
 
-    fn fit_disk(&self, slot: &mut Option<Arc<Disk>>, plan: DiskPlan) -> Arc<Disk> {
-        if plan == DiskPlan::Replace {
-            self.next_disk(slot);
+    /// None if something has changed.
+    fn fit_disk(
+        &self,
+        plan: impl FnOnce(&Lifecycle<World>) -> Result<DiskPlan, Refusal>,
+    ) -> Result<Option<Fitted<'_>>, Refusal> {
+        let mut slot = self.slot.lock();
+        if let Some(pending) = slot.pending.clone() {
+            drop(slot);
+            let mut done = pending.done.lock().unwrap();
+            while !*done {
+                done = pending.done_changed.wait(done).unwrap();
+            }
+            return Ok(None);
         }
-        slot.clone().expect("a disk")
+        let disk = slot.disk.clone().expect("a disk");
+        self.clean_in(&disk);
+        let plan = match plan(&self.lock()) {
+            Err(Refusal::Draining) => return Ok(None),
+            planned => planned?,
+        };
+        if plan != DiskPlan::Replace {
+            return Ok(Some(Fitted { slot, disk, plan }));
+        }
+        // `Replacement::begin`
+        let serial = self.lock().disk.replace();
+        let pending = Arc::<Pending>::default();
+        slot.pending = Some(pending.clone());
+        let old = slot.disk.take();
+        drop(slot);
+        self.replace_disk(old, serial.expect("no generation is attached"));
+        *pending.done.lock().unwrap() = true;
+        pending.done_changed.notify_all();
+        Ok(None)
     }
 
-    fn next_disk(&self, slot: &mut Option<Arc<Disk>>) {
-        let next = self.lock().disk.replace();
-        let serial = next.expect("no generation is attached");
-        if let Some(disk) = slot.take() {
+    /// The worker's part.
+    fn replace_disk(&self, old: Option<Arc<Disk>>, serial: u64) {
+        if let Some(old) = old {
             *self.named.lock().unwrap() = None;
-            disk.remove();
+            old.remove();
         }
         let disk = Disk::new(serial);
+        // It may be opened before the slot has it.
         *self.named.lock().unwrap() = Some(disk.clone());
-        *slot = Some(disk);
+        let mut slot = self.slot.lock();
+        slot.pending = None;
+        slot.disk = Some(disk);
         self.lock().disk.added(serial);
     }
 
     fn clean_disk(&self, disk: &Disk) {
         let slot = self.slot.try_lock();
-        if slot.is_none() && self.rules.cleans_outside_of_starts {
-            return;
+        if slot.is_some() || !self.rules.cleans_outside_of_starts {
+            self.clean(disk);
         }
+    }
+
+    /// With the slot held.
+    fn clean_in(&self, disk: &Disk) {
+        if !self.rules.keeps_what_is_clean {
+            if disk.openers.load() == 0 {
+                self.lock().disk.cleaned(disk.serial);
+            }
+        } else if self.lock().disk.may_clean(disk.serial) {
+            if !self.rules.cleans_under_open_lock {
+                if disk.openers.load() == 0 {
+                    self.clean(disk);
+                }
+            } else if let Some(_unopened) = disk.try_unopened() {
+                self.clean(disk);
+            }
+        }
+    }
+
+    fn clean(&self, disk: &Disk) {
         let may = self.lock().disk.may_clean(disk.serial);
         if may && disk.forget_medium() {
             self.lock().disk.cleaned(disk.serial);
@@ -298,7 +380,7 @@ impl Device {
 
     // driver/device/start.rs
 
-    /// `NBD_SET_SOCK`, and `NBD_DO_IT` until it serves.
+    /// `NBD_SET_SOCK`, and `NBD_DO_IT` until it serves. Tells what became of the last disk.
     pub fn start(&self, caller: Client) -> Result<DiskPlan, Refusal> {
         let (_, added) = self.when_drained(|life| {
             life.add(caller, DiskUse::Shared, |_, connections| {
@@ -320,7 +402,7 @@ impl Device {
         )
     }
 
-    /// `NBD_CMD_CONNECT`.
+    /// `NBD_CMD_CONNECT`. Tells what became of the last disk.
     pub fn connect(&self, caller: Client) -> Result<DiskPlan, Refusal> {
         let setup = || Setup::<World> {
             connections: Count(1),
@@ -349,27 +431,28 @@ impl Device {
     ) -> Result<DiskPlan, Refusal> {
         loop {
             self.when_drained(|_| ());
-            let mut slot = self.slot.lock();
-            if !self.rules.keeps_what_is_clean {
-                let disk = slot.as_ref().expect("a disk");
-                if disk.openers.load() == 0 {
-                    self.lock().disk.cleaned(disk.serial);
-                }
-            }
-            let planned = plan(&self.lock());
-            let plan = match planned {
-                Err(Refusal::Draining) => continue,
-                planned => planned?,
+            let Some(fitted) = self.fit_disk(&plan)? else {
+                continue;
             };
-            let disk = self.fit_disk(&mut slot, plan);
-            let started = start(&mut self.lock(), &disk);
+            let started = start(&mut self.lock(), &fitted.disk);
             match started {
                 Ok(attachment) => {
-                    let continues = interface == Interface::Ioctl
-                        && *self.last.lock().unwrap() == Some((caller, true));
+                    let last = self.last.lock().unwrap();
+                    let (continues, replaced) = match &*last {
+                        Some(last) => (
+                            interface == Interface::Ioctl && last.lost && last.owner == caller,
+                            !Arc::ptr_eq(&last.disk, &fitted.disk),
+                        ),
+                        None => (false, false),
+                    };
+                    drop(last);
                     // `bring_up`
-                    disk.attach(attachment.generation, continues);
-                    return Ok(plan);
+                    fitted.disk.attach(attachment.generation, continues);
+                    drop(fitted.slot);
+                    return Ok(match replaced {
+                        true => DiskPlan::Replace,
+                        false => fitted.plan,
+                    });
                 }
                 Err(Refusal::Draining | Refusal::NeedsDisk) => {}
                 Err(refusal) => return Err(refusal),

@@ -81,6 +81,14 @@ impl Late {
         usize::try_from(done).map_err(|_| std::io::Error::last_os_error())
     }
 
+    /// `read` into the second half. Waits until that is there.
+    pub fn read_late(&self, file: &File) -> std::io::Result<usize> {
+        let half = self.length / 2;
+        // SAFETY: the kernel writes to memory that is there as long as this is.
+        let done = unsafe { libc::read(file.as_raw_fd(), self.start.as_ptr().byte_add(half), half) };
+        usize::try_from(done).map_err(|_| std::io::Error::last_os_error())
+    }
+
     /// Until somebody waits for the second half.
     pub fn wait_wanted(&self) -> Result<()> {
         let mut fds = [PollFd::new(self.faults.as_fd(), PollFlags::POLLIN)];

@@ -11,13 +11,14 @@ mod numbers;
 mod old_opens;
 mod partitions;
 mod random;
+mod removal;
 mod seen;
 mod stacked;
 mod writes;
 
 use super::Test;
 
-pub const TESTS: [&[Test]; 10] = [
+pub const TESTS: [&[Test]; 11] = [
     partitions::TESTS,
     old_opens::TESTS,
     writes::TESTS,
@@ -27,5 +28,6 @@ pub const TESTS: [&[Test]; 10] = [
     seen::TESTS,
     frozen::TESTS,
     numbers::TESTS,
+    removal::TESTS,
     random::TESTS,
 ];

@@ -11,10 +11,12 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
+use super::attached::{Attached, client_flag, client_flags};
 use super::{found, ok, reply_of_free};
 use crate::modules::Driver;
 use crate::netlink::{Answer, Client, Family, Message, NlaType, Operation, attr, command};
 use crate::process::{fork_child, wait_for};
+use crate::server::{Export, Server};
 use crate::tests::{Checks, Context, Test, skip};
 
 pub const TESTS: &[Test] = &[
@@ -24,6 +26,9 @@ pub const TESTS: &[Test] = &[
     Test::new("netlink.commands", "commands that there are not get EOPNOTSUPP", commands),
     Test::new("netlink.unprivileged", "anybody may ask for STATUS, and nothing else", unprivileged),
     Test::new("netlink.namespaces", "the family is there in every network namespace", namespaces),
+    Test::new("netlink.unload_connect", "CONNECT, while the module goes and comes again", unload_connect)
+        .unloaded()
+        .limit(120),
     Test::new("netlink.unload", "unloading waits for requests, and leaves none without an answer", unload)
         .unloaded()
         .limit(120),
@@ -200,6 +205,45 @@ fn unload(context: &Context) -> Result<()> {
             task.join().map_err(|_| anyhow!("a task panicked"))??;
         }
         println!("{answered:?} requests were answered");
+        done
+    })
+}
+
+/// The module is gone, or about to go, whenever that suits it least.
+fn unload_connect(context: &Context) -> Result<()> {
+    let stop = AtomicBool::new(false);
+    let attached = AtomicUsize::new(0);
+    let server = Server::new(Export::memory(1 << 20)?);
+    let ask = || -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            let goes = [client_flags(client_flag::DESTROY_ON_DISCONNECT)];
+            // It may be that there is no family, or no device, or no module.
+            if let Ok(device) = Attached::new(&server, 1, &goes) {
+                attached.fetch_add(1, Ordering::Relaxed);
+                let _ = device.disconnect();
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let task = scope.spawn(ask);
+        let rounds = || -> Result<()> {
+            for round in 0..context.rounds(20, 5) {
+                context.driver.load(&context.modules, "nbds_max=0")?;
+                let before = attached.load(Ordering::Relaxed);
+                wait_for("an attachment", || attached.load(Ordering::Relaxed) > before)?;
+                let mut last = Ok(());
+                wait_for("rmmod", || {
+                    last = context.driver.remove();
+                    last.is_ok()
+                })
+                .with_context(|| format!("round {round}: {last:?}"))?;
+            }
+            Ok(())
+        };
+        let done = rounds();
+        stop.store(true, Ordering::Relaxed);
+        task.join().map_err(|_| anyhow!("the task panicked"))??;
         done
     })
 }

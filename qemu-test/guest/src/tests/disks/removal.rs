@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The disk of the last attachment goes, whatever holds it up, and another one comes.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::image::{Image, dies};
+use crate::attach::Setup;
+use crate::cgroup::Cgroup;
+use crate::device::{Device, capacity, node};
+use crate::process::{describe_task, fork_child, patient, wait_for};
+use crate::server::Command;
+use crate::tests::netlink::attached::Attached;
+use crate::tests::{Checks, Context, Test, skip};
+use crate::userfault::Late;
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "disks.throttled_close",
+        "a last close whose write-back a cgroup holds back keeps no one from opening, nor from the next image",
+        throttled_close,
+    )
+    .limit(120),
+    Test::new(
+        "disks.delayed",
+        "a device whose last disk cannot go yet gets another one later by itself",
+        delayed,
+    )
+    .limit(120)
+    .known_on_nbd("it keeps its disk, and is refused as long as that is open"),
+];
+
+fn bounded<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    let done = call().with_context(|| what.to_owned())?;
+    let took = start.elapsed();
+    println!("{what} took {} ms", took.as_millis());
+    ensure!(took < patient(30), "{what} took {} s", took.as_secs());
+    Ok(done)
+}
+
+fn throttled_close(context: &Context) -> Result<()> {
+    const LENGTH: usize = 1 << 20;
+    let a = Image::new(0xa)?;
+    let attached = Attached::new(&a.server, 1, &[])?;
+    let group = Cgroup::new(context, "io")?;
+    if !group.has("io.max") {
+        return skip("this kernel does not throttle");
+    }
+    group.set("io.max", "43:0 wbps=2048")?;
+    let door = group.door();
+    let mut writer = fork_child(&[], move |ready| {
+        fs::write(door, "0")?;
+        let device = Device::open(0)?;
+        device.file().write_all_at(&[0x7c; LENGTH], 1 << 20)?;
+        ready.tell("closes")?;
+        drop(device);
+        ready.tell("closed")
+    })?;
+    writer.expect_line("closes")?;
+    let waits = || describe_task(writer.pid()).contains("state D");
+    wait_for("the close to wait for write-back", waits)?;
+    attached.disconnect()?;
+    a.server.wait_closed()?;
+    bounded("an open of the idle device", || Device::open(0).map(drop))?;
+    let b = Image::new(0xb)?;
+    let mut client = bounded("the next attach", || b.attach())?;
+    // Nothing holds back what has no disk any more.
+    writer.expect_line("closed").with_context(|| describe_task(writer.pid()))?;
+    writer.success()?;
+    drop(group);
+    b.ends(&mut client, Checks::default())
+}
+
+fn delayed(_: &Context) -> Result<()> {
+    // A file of the disk's, whose reader waits with it open: it must be gone before the disk is.
+    let file = Path::new("/sys/kernel/debug/block/nbd0/state");
+    if !file.exists() {
+        return skip(format!("there is no {}", file.display()));
+    }
+    let a = Image::new(0xa)?;
+    let mut client = a.attach()?;
+    let holder = Device::open(0)?;
+    let late = Arc::new(Late::new(&[0; 4096])?);
+    let reader = {
+        let (late, file) = (late.clone(), File::open(file)?);
+        std::thread::spawn(move || late.read_late(&file).map(drop))
+    };
+    late.wait_wanted()?;
+    dies(&a, &mut client)?;
+    let b = Image::new(0xb)?;
+    let refused =
+        bounded("an attach meanwhile", || Ok(Setup::for_server(&b.server).attach_in_child(0, &b.server)))?;
+    let error = refused.err().map(|error| format!("{error:#}"));
+    println!("it gave {error:?}");
+    ensure!(error.is_some_and(|error| error.contains("EBUSY")), "it was not refused with EBUSY");
+    late.arrive(&[0; 4096])?;
+    let _ = reader.join();
+    // Nothing is attached for that.
+    let there = || node(0).exists() && File::open(node(0)).is_ok() && capacity(0) == 0;
+    wait_for("the device to be there again", there)?;
+    drop(holder);
+    let b = Image::new(0xb)?;
+    let mut client = b.attach()?;
+    ensure!(b.server.seen_of(Command::Write).is_empty(), "something was written");
+    b.ends(&mut client, Checks::default())
+}
