@@ -254,10 +254,11 @@ fn random(context: &Context) -> Result<()> {
     let (workers, stuck, throttled) = (Vec::new(), Vec::new(), Vec::new());
     let mut scene = Scene { rng, group, workers, stuck, throttled, tally: Arc::default() };
     let length = Duration::from_secs(context.seconds(30, 8));
+    let least = if context.soak { 1000 } else { 4 };
     let start = Instant::now();
     let mut ends = BTreeMap::<&str, usize>::new();
     let mut name = 0;
-    while start.elapsed() < length || name < 4 {
+    while start.elapsed() < length || name < least {
         name += 1;
         let what = format!("image {name}");
         let generation = Generation::start(name, &mut scene.rng).with_context(|| what.clone())?;
