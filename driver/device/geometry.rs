@@ -149,10 +149,12 @@ pub(crate) fn clear(disk: &Disk<Nbd>) {
     // An open must not look for a table that is gone: it would wait for all that is being written,
     // which may be held back. Partitions go with the disk.
     disk.clear_need_part_scan();
-    disk.set_capacity_and_notify(0);
-    if let Some(holder) = disk.bd_holder() {
-        dev_warn!(disk.device(), "detached under {holder}\n");
+    match disk.bd_holder() {
+        // It is not told that its disk is dead: it may be attached again.
+        Some(holder) => dev_warn!(disk.device(), "detached under {holder}\n"),
+        None => disk.next_diskseq(),
     }
+    disk.set_capacity_and_notify(0);
     if let Err(error) = disk.update_limits(|limits| {
         set_limits(limits, TransmissionFlags::default());
     }) {

@@ -51,6 +51,7 @@ pub mod flag {
     pub const CAN_MULTI_CONN: u64 = 1 << 8;
 }
 
+const BLKROSET: libc::Ioctl = 0x125d;
 const BLKROGET: libc::Ioctl = 0x125e;
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
 const BLKSSZGET: libc::Ioctl = 0x1268;
@@ -125,6 +126,13 @@ impl Device {
 
     pub fn size(&self) -> Result<u64> {
         device_size(&self.file)
+    }
+
+    /// `BLKROSET`, which makes it read-only until it is taken back.
+    pub fn set_read_only(&self) -> Result<(), Errno> {
+        let yes: libc::c_int = 1;
+        // SAFETY: the command reads one int.
+        errno_result(unsafe { libc::ioctl(self.fd(), BLKROSET, &yes) }).map(drop)
     }
 
     pub fn read_only(&self) -> Result<bool> {

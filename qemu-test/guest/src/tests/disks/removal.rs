@@ -8,14 +8,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
 
 use super::image::{Image, dies};
 use crate::attach::Setup;
 use crate::cgroup::Cgroup;
 use crate::device::{Device, capacity, node};
-use crate::process::{describe_task, fork_child, patient, wait_for};
-use crate::server::Command;
-use crate::tests::netlink::attached::Attached;
+use crate::mounted::{Mounted, mkfs_ext4};
+use crate::netlink::Client;
+use crate::process::{describe_task, fork_child, have, patient, wait_for};
+use crate::server::{Command, Export, Server};
+use crate::tests::netlink::attached::{Attached, client_flag, client_flags, connect};
+use crate::tests::netlink::destroy::wait_gone;
 use crate::tests::{Checks, Context, Test, skip};
 use crate::userfault::Late;
 
@@ -33,6 +37,19 @@ pub const TESTS: &[Test] = &[
     )
     .limit(120)
     .known_on_nbd("it keeps its disk, and is refused as long as that is open"),
+    Test::new(
+        "disks.mounted_number",
+        "what is mounted on a device that goes keeps its number: the kernel knows a filesystem by that",
+        mounted_number,
+    )
+    .limit(120)
+    .known_on_nbd("the device stays until it is closed, and its number is refused with EINVAL"),
+    Test::new(
+        "disks.read_only",
+        "what an opener has made read-only is writable for the next attachment",
+        read_only,
+    )
+    .known_on_nbd("it stays read-only"),
 ];
 
 fn bounded<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -109,4 +126,53 @@ fn delayed(_: &Context) -> Result<()> {
     let mut client = b.attach()?;
     ensure!(b.server.seen_of(Command::Write).is_empty(), "something was written");
     b.ends(&mut client, Checks::default())
+}
+
+fn mounted_number(context: &Context) -> Result<()> {
+    if !have("mkfs.ext4") {
+        return skip("there is no mkfs.ext4");
+    }
+    let goes = [client_flags(client_flag::DESTROY_ON_DISCONNECT)];
+    let size = 16 << 20;
+    let filesystem = |name: &str| -> Result<Server> {
+        let server = Server::new(Export::memory(size)?);
+        let attached = Attached::new(&server, 1, &[])?;
+        mkfs_ext4("/dev/nbd0")?;
+        let mounted = Mounted::new(context, &node(0), "ext4")?;
+        fs::write(mounted.file("name"), name)?;
+        mounted.unmount()?;
+        attached.disconnect()?;
+        server.wait_closed()?;
+        Ok(server)
+    };
+    let (a, b) = (filesystem("a")?, filesystem("b")?);
+    let attached = Attached::new(&a, 1, &goes)?;
+    let mounted = Mounted::new(context, &node(0), "ext4")?;
+    attached.disconnect()?;
+    wait_gone(&Client::open()?, 0)?;
+    let refused = connect(&Client::open()?, Some(0), &b, 1, &goes)?.map_err(|refusal| refusal.errno);
+    ensure!(refused == Err(Errno::EBUSY), "CONNECT of the number of what is mounted gave {refused:?}");
+    mounted.unmount()?;
+    let attached = Attached::new(&b, 1, &goes).context("when it is unmounted")?;
+    let mounted = Mounted::new(context, &node(0), "ext4")?;
+    let name = fs::read_to_string(mounted.file("name"))?;
+    ensure!(name == "b", "the filesystem of {name:?} was mounted");
+    mounted.unmount()?;
+    attached.disconnect()
+}
+
+fn read_only(_: &Context) -> Result<()> {
+    let a = Image::new(0xa)?;
+    let mut client = a.attach()?;
+    let opener = Device::open(0)?;
+    opener.set_read_only().context("BLKROSET")?;
+    drop(opener);
+    dies(&a, &mut client)?;
+    let b = Image::new(0xb)?;
+    let attached = Attached::new(&b.server, 1, &[])?;
+    let opener = Device::open(0).context("to write")?;
+    opener.file().write_all_at(&[0x77; 4096], 0)?;
+    opener.file().sync_all()?;
+    drop(opener);
+    attached.detach()
 }
