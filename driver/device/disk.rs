@@ -198,21 +198,18 @@ impl Device {
     }
 
     /// Sees to a disk that a generation has left, and that is not open any more: cleans it, so that it can
-    /// serve the next one, or has it replaced if it had partitions, which go with it. Sleeps, but for no
-    /// I/O, and does not wait for the replacement.
-    pub(crate) fn tidy_disk(this: &Arc<Self>, disk: &Disk<Nbd>, unopened: &Unopened<'_, Nbd>) {
+    /// serve the next one. If it had partitions, the next open takes them away. Sleeps, but for no I/O.
+    pub(crate) fn tidy_disk(&self, disk: &Disk<Nbd>, unopened: &Unopened<'_, Nbd>) {
         // Not while a generation is being started: it may be one that goes on with the disk. It is not
         // waited for, since it may wait for what the caller holds.
-        let Some(mut slot) = this.in_system.try_lock() else {
+        let Some(_slot) = self.in_system.try_lock() else {
             return;
         };
-        this.clean(disk, unopened);
-        let data = disk.data();
-        let left = this.lock_setup().disk.may_clean(data.serial);
-        if left && data.partitioned.load(Relaxed) && slot.pending.is_none() {
-            let nr_hw_queues = this.maker.params.nr_hw_queues;
-            // If that cannot be begun, the next start does it.
-            let _ = Replacement::begin(this, &mut slot, nr_hw_queues);
+        self.clean(disk, unopened);
+        // Not before: an open that looks for partitions waits for all that is being written, which may
+        // be held back.
+        if self.lock_setup().disk.may_clean(disk.data().serial) && disk.has_partitions() {
+            disk.need_part_scan();
         }
     }
 

@@ -12,10 +12,7 @@ use crate::{
     },
     protocol::setup::{EndReason, Phase},
 };
-use kernel::{
-    sync::{Arc, CondVarTimeoutResult},
-    time::msecs_to_jiffies,
-};
+use kernel::{sync::CondVarTimeoutResult, time::msecs_to_jiffies};
 
 /// How long a server has, after it was told that nothing more will come, to answer what it was
 /// asked.
@@ -81,7 +78,7 @@ fn awaits_answers(disk: &Disk<Nbd>) -> bool {
 /// If the device goes with the generation, `take_out` is called before that is to be seen; what it
 /// returns is dropped after it.
 pub(crate) fn run<R>(
-    device: &Arc<Device>,
+    device: &Device,
     attachment: &AttachmentRef,
     take_out: impl FnOnce() -> Option<R>,
 ) -> Option<EndReason> {
@@ -117,17 +114,14 @@ pub(crate) fn run<R>(
     drop(presence);
     geometry::clear(disk);
     device.change(|life| life.disk.detached());
-    let last = is_last(device);
-    if !last {
-        // If it is open, that is done with the last close; or the next generation gets another disk.
-        if let Some(unopened) = disk.try_unopened() {
-            Device::tidy_disk(device, disk, &unopened);
-        }
+    // If it is open, that is done with the last close; or the next generation gets another disk.
+    if let Some(unopened) = disk.try_unopened() {
+        device.tidy_disk(disk, &unopened);
     }
 
     device.set_pid(0);
     // Before the device is gone: what then finds it so waits for its number to be free.
-    let entry = last.then(take_out).flatten();
+    let entry = is_last(device).then(take_out).flatten();
     let reason = device.change(|life| life.drained());
     drop(entry);
     reason

@@ -129,6 +129,6 @@ pub(crate) fn closed(disk: &Disk<Nbd>, unopened: Option<Unopened<'_, Nbd>>, exit
         retired => stop_and_disconnect(retired),
     }
     if let Some(unopened) = unopened {
-        Device::tidy_disk(device, disk, &unopened);
+        device.tidy_disk(disk, &unopened);
     }
 }

@@ -146,8 +146,8 @@ pub(crate) fn apply_timeout(device: &Device, attachment: &Attachment) {
 
 /// Empties the disk of a generation that has ended. Sleeps; no lock may be held.
 pub(crate) fn clear(disk: &Disk<Nbd>) {
-    // An open must not look for a table that is gone: it would wait for all that is being written,
-    // which may be held back. Partitions go with the disk.
+    // An open must not look for partitions as long as the disk is open elsewhere: it would wait for all
+    // that is being written, which may be held back.
     disk.clear_need_part_scan();
     match disk.bd_holder() {
         // It is not told that its disk is dead: it may be attached again.
