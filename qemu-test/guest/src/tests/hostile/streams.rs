@@ -285,6 +285,19 @@ fn slow_reader(context: &Context) -> Result<()> {
             peer.leave()
         })
         .timeout(),
+        // Each time that it takes something the sender goes on for a while.
+        Attack::write("in bursts, slower than the time-out allows", LARGE, Fate::Dropped, |peer, _| {
+            while !peer.is_closed()? {
+                for _ in 0..16 << 10 {
+                    if peer.byte()?.is_none() {
+                        return peer.leave();
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            peer.leave()
+        })
+        .timeout(),
     ])
 }
 
