@@ -81,6 +81,7 @@ pub fn any_call() -> impl Strategy<Value = Call> {
         Just(EndReason::TimedOut),
         Just(EndReason::Interrupted),
         Just(EndReason::StartFailed),
+        Just(EndReason::StartFailed),
     ];
     let fits = || prop::bool::weighted(0.9);
     prop_oneof![

@@ -350,8 +350,9 @@ impl Plain {
         let (size, block_size, flags, _) = self.settings;
         may_have(self.sockets.len(), flags)?;
         // A client that lost its server, and is back at it.
+        let something_is_left = self.disk().is_some_and(|disk| disk.stained);
         let goes_on = match self.last {
-            Some(last) if last.lost && last.owner == who => {
+            Some(last) if last.lost && last.owner == who && something_is_left => {
                 last.size == size && last.block_size == block_size
             }
             _ => false,
@@ -508,11 +509,19 @@ impl Plain {
             return None;
         }
         let lost = [EndReason::ConnectionsLost, EndReason::TimedOut];
+        let (size, block_size, ..) = self.settings;
+        let before = self.last;
         self.last = self.owner.map(|owner| Last {
             owner,
-            size: self.settings.0,
-            block_size: self.settings.1,
-            lost: self.reason.is_some_and(|reason| lost.contains(&reason)),
+            size,
+            block_size,
+            lost: self.reason.is_some_and(|reason| lost.contains(&reason))
+                // What did not come up may be tried again.
+                || self.reason == Some(EndReason::StartFailed)
+                    && before.is_some_and(|last| {
+                        last.lost
+                            && (last.owner, last.size, last.block_size) == (owner, size, block_size)
+                    }),
         });
         self.leave_disk();
         self.clear_due = self.owner;
