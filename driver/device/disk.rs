@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     abstractions::{
-        block::mq::{Disk, GenDisk, IoctlMode, Unopened},
+        block::mq::{Corpse, Disk, GenDisk, IoctlMode, Unopened},
         memalloc::MemallocNoio,
         work::{WithWork, WorkFunc},
     },
@@ -42,6 +42,10 @@ use kernel::{
 /// How often it is tried to make a disk, and how long is waited in between.
 const TRIES: u32 = 50;
 const PAUSE: Delta = Delta::from_millis(100);
+
+/// How often no page must have come before none is expected any more: more than a task sleeps that is
+/// held up.
+const QUIET: u32 = 5;
 
 /// The driver's data of a disk.
 pub(crate) struct DiskData {
@@ -123,7 +127,7 @@ impl Device {
         let disk = disk?;
         let corpse = disk.get();
         disk.mark_dead();
-        drop(disk);
+        disk.remove().drop_pages();
         corpse.bd_holder().is_some().then_some(corpse)
     }
 
@@ -280,11 +284,11 @@ impl WorkFunc for Replacement {
         let Some((serial, old)) = this.disks.lock().take() else {
             return;
         };
-        if let Some(old) = old {
+        let corpse = old.map(|old| {
             // Nothing is to be written back: there is no server.
             old.mark_dead();
-            drop(old);
-        }
+            old.remove()
+        });
         let device = &this.device;
         let mut made = None;
         for _ in 0..TRIES {
@@ -308,5 +312,21 @@ impl WorkFunc for Replacement {
         };
         drop(unused);
         this.pending.finish();
+        if let Some(corpse) = corpse {
+            drop_pages(&corpse);
+        }
+    }
+}
+
+/// Drops what the page caches of a disk hold that is gone, until nothing comes any more: a `write()` that
+/// is in progress goes on for a while, and is held up when too much is dirty.
+fn drop_pages(corpse: &Corpse) {
+    let mut quiet = 0;
+    while quiet < QUIET {
+        quiet = match corpse.drop_pages() {
+            true => 0,
+            false => quiet.saturating_add(1),
+        };
+        fsleep(PAUSE);
     }
 }

@@ -22,6 +22,34 @@ impl Bdev {
     }
 }
 
+impl Bdev {
+    /// Drops all pages of the page cache, written or not; but none of an exclusive holder's, which may
+    /// have hold of buffers. Whether there were any. Sleeps, and waits for write-back that is under way.
+    pub(super) fn drop_pages(&self) -> bool {
+        let bdev = self.as_raw();
+        // SAFETY: The block device is valid, and so is its page cache. The holder is read as a number.
+        unsafe {
+            let mapping = (*bdev).bd_mapping;
+            let held = !(&raw const (*bdev).bd_holder).read_volatile().is_null();
+            let any = !held && (&raw const (*mapping).nrpages).read_volatile() != 0;
+            if any {
+                bindings::truncate_inode_pages(mapping, 0);
+            }
+            any
+        }
+    }
+}
+
+impl Clone for Bdev {
+    #[inline]
+    fn clone(&self) -> Self {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::get_device(&raw mut (*self.as_raw()).bd_device) };
+        // INVARIANT: The reference was taken above.
+        Self(self.0)
+    }
+}
+
 impl Drop for Bdev {
     #[inline]
     fn drop(&mut self) {

@@ -6,6 +6,7 @@
 
 use super::{
     attribute::{AttributeGroup, RawGroups},
+    bdev::Bdev,
     operations::{Operations, OperationsVTable},
     queue::AttachmentCell,
     request::{Pdu, Request},
@@ -360,6 +361,18 @@ pub(crate) struct GenDisk<T: Operations> {
 }
 
 impl<T: Operations> GenDisk<T> {
+    /// Takes the disk out of the system. Sleeps.
+    pub(crate) fn remove(self) -> Corpse {
+        // First: partitions leave the disk's table with it.
+        let mut bdevs = KVec::new();
+        self.disk.for_each_bdev(|bdev| {
+            // Without memory some keep their pages until they are closed.
+            let _ = bdevs.push(bdev.clone(), GFP_KERNEL);
+        });
+        drop(self);
+        Corpse(bdevs)
+    }
+
     /// Fails all I/O of the disk from now on, and tells its exclusive holders that it is dead, as a
     /// disk that was pulled out: nothing is written back (`blk_mark_disk_dead`). May sleep.
     #[inline]
@@ -383,6 +396,22 @@ impl<T: Operations> Drop for GenDisk<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
         unsafe { bindings::del_gendisk(self.disk.as_raw()) };
+    }
+}
+
+/// The page caches of a disk that was taken out, and of its partitions.
+///
+/// Nothing writes back what is dirty there, and all that write to whatever device wait when too much
+/// is.
+pub(crate) struct Corpse(KVec<Bdev>);
+
+impl Corpse {
+    /// Drops their pages, written or not; but none of an exclusive holder's. Whether there were any.
+    /// Sleeps, but for no I/O: all of it has ended with the disk.
+    pub(crate) fn drop_pages(&self) -> bool {
+        self.0
+            .iter()
+            .fold(false, |any, bdev| bdev.drop_pages() || any)
     }
 }
 

@@ -31,7 +31,7 @@ mod unopened;
 pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttribute};
 pub(crate) use bdev::IoctlMode;
 pub(crate) use completion::end_batch;
-pub(crate) use gen_disk::{Disk, GenDisk, GenDiskBuilder};
+pub(crate) use gen_disk::{Corpse, Disk, GenDisk, GenDiskBuilder};
 pub(crate) use limits::{max_block_size, QueueLimits};
 pub(crate) use operations::{OpenMode, Operations, Timeout};
 pub(crate) use request::{Op, Outcome, Request, Status};
