@@ -294,43 +294,6 @@ mod tests {
     }
 
     #[test]
-    fn only_a_clean_disk_is_kept_for_another() -> Result {
-        let (census, mut life) = (Census::new()?, Life::default());
-        let owner = Process::start("rnbd-owner")?;
-        let mut serials = KVec::new();
-        for cleaned in [false, true, false] {
-            assert!(add(&mut life, owner.process()?, &census).1.is_ok());
-            let (plan, _) = life
-                .plan_start(&owner.process()?, DiskUse::Shared)
-                .map_err(|_| EINVAL)?;
-            let kept = serials.len() == 2;
-            assert_eq!((plan == DiskPlan::Keep), kept);
-            if !kept {
-                // Not on the one that is there, if there is one.
-                let started = life.start(owner.process()?, DiskUse::Shared, |_, _| {
-                    Err::<u64, _>(ENOMEM)
-                });
-                assert!(started == Err(Failure::Refused(Refusal::NeedsDisk)));
-                let serial = life.disk.replace().ok_or(EBUSY)?;
-                life.disk.added(serial);
-                serials.push(serial, GFP_KERNEL)?;
-            }
-            assert!(start(&mut life, owner.process()?).is_ok());
-            assert!(life.disk.replace().is_none());
-            assert!(matches!(
-                life.retire(EndReason::Disconnected),
-                Retired::Stopped(_)
-            ));
-            assert!(life.drained().is_some());
-            if cleaned {
-                let serial = serials.last().copied().ok_or(EINVAL)?;
-                life.disk.cleaned(serial);
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
     fn under_an_exclusive_user_only_the_last_owner_returns() -> Result {
         let (census, mut life) = (Census::new()?, Life::default());
         let owner = Process::start("rnbd-owner")?;
