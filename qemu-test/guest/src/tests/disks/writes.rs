@@ -32,7 +32,6 @@ pub const TESTS: &[Test] = &[
         "a write() that waits for its own memory goes on when the next image is there",
         stuck,
     )
-    .quick()
     .known_on_nbd(EBUSY_FOR_EVER),
     Test::new(
         "disks.write_in_progress",
