@@ -337,11 +337,12 @@ fn fuzz(context: &Context) -> Result<()> {
     for number in 0..WORKERS {
         let (shared, stop) = (shared.clone(), stop.clone());
         // They hold the device open from one generation to the next.
-        let direct = open_direct("/dev/nbd0")?;
         workers.push(std::thread::spawn(move || -> Result<Worker> {
             let mut rng = SmallRng::seed_from_u64(seed.wrapping_sub(number + 1));
             let mut worker = Worker::new(number);
             while !stop.load(Ordering::SeqCst) {
+                // An open of the last attachment is of no use to the next one.
+                let Ok(direct) = open_direct("/dev/nbd0") else { continue };
                 worker.step(&mut rng, &direct, &shared).with_context(|| format!("worker {number}"))?;
             }
             Ok(worker)
