@@ -336,7 +336,6 @@ fn fuzz(context: &Context) -> Result<()> {
     let mut workers = Vec::new();
     for number in 0..WORKERS {
         let (shared, stop) = (shared.clone(), stop.clone());
-        // They hold the device open from one generation to the next.
         workers.push(std::thread::spawn(move || -> Result<Worker> {
             let mut rng = SmallRng::seed_from_u64(seed.wrapping_sub(number + 1));
             let mut worker = Worker::new(number);
