@@ -89,7 +89,7 @@ fn current_config(device: &Device, attachment: &Attachment) -> Option<Config> {
 ///
 /// # Errors
 ///
-/// Then nothing is changed.
+/// Then the size is not changed, nor are the limits, unless the disk was just opened.
 pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result<(), NotApplied> {
     let disk = attachment.disk();
     let Some(config) = current_config(device, attachment) else {

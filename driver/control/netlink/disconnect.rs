@@ -2,11 +2,11 @@
 
 //! DISCONNECT: ends a device's generation.
 
-use super::request::{check_sender, refuse, require, wait_loaded, Request};
+use super::request::{device, Request};
 use crate::{
     abstractions::net::genetlink::{Operation, Validation},
     driver::{device::end, devices::Devices},
-    protocol::netlink::{attribute, command},
+    protocol::netlink::command,
 };
 use kernel::{prelude::*, sync::Arc};
 
@@ -25,13 +25,9 @@ impl Operation<Arc<Devices>> for Disconnect {
     /// `EPERM`; `EINVAL` for a missing index, or if there is no such device; `EBUSY` if a signal
     /// came before the generation was gone, which it will be nevertheless.
     fn doit(info: &Request<'_>) -> Result {
-        check_sender(info)?;
-        wait_loaded(info)?;
-        let index = require(info, attribute::INDEX, "the device (NBD_ATTR_INDEX)")?.u32()?;
-        let Some(entry) = info.data().find(index) else {
-            return Err(refuse(info, EINVAL, fmt!("there is no nbd{index}")));
-        };
+        let entry = device(info)?;
         let device = entry.device();
+        let index = device.index();
         end::disconnect(device);
         device.when_drained(|_| ()).map_err(|_| {
             info.ext_ack().err_msg(

@@ -4,7 +4,7 @@
 
 use super::{
     connect::backend,
-    request::{check_sender, offered, open_all, refuse, require, wait_loaded, Request, Settings},
+    request::{device, offered, open_all, refuse, Request, Settings},
 };
 use crate::{
     abstractions::{
@@ -49,13 +49,9 @@ impl Operation<Arc<Devices>> for Reconfigure {
     /// netlink, or what CONNECT does not take: then nothing is changed. `EBUSY` if the block size
     /// shall change and requests are under way that are not answered: then all but the sizes is.
     fn doit(info: &Request<'_>) -> Result {
-        check_sender(info)?;
-        wait_loaded(info)?;
-        let index = require(info, attribute::INDEX, "the device (NBD_ATTR_INDEX)")?.u32()?;
-        let Some(entry) = info.data().find(index) else {
-            return Err(refuse(info, EINVAL, fmt!("there is no nbd{index}")));
-        };
+        let entry = device(info)?;
         let device = entry.device();
+        let index = device.index();
         let (attachment, config) = running(info, device)?;
         check_backend(info, &attachment)?;
         let settings = Settings::of(info)?;

@@ -14,7 +14,7 @@ use crate::{
     },
     driver::{
         device::refusal::{Bad, NotTaken, MAX_TIMEOUT},
-        devices::Devices,
+        devices::{Devices, Entry},
     },
     protocol::{
         flags::TransmissionFlags,
@@ -53,6 +53,17 @@ pub(super) fn wait_loaded(info: &Request<'_>) -> Result {
             fmt!("a signal came while the module was being loaded"),
         )
     })
+}
+
+/// The device that a request names, which must be there: `EINVAL` if it is not. After the sender was
+/// checked.
+pub(super) fn device(info: &Request<'_>) -> Result<Arc<Entry>> {
+    check_sender(info)?;
+    wait_loaded(info)?;
+    let index = require(info, attribute::INDEX, "the device (NBD_ATTR_INDEX)")?.u32()?;
+    info.data()
+        .find(index)
+        .ok_or_else(|| refuse(info, EINVAL, fmt!("there is no nbd{index}")))
 }
 
 /// An attribute that must be there: `EINVAL` if it is not.

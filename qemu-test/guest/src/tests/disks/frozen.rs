@@ -36,7 +36,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// What a call may take. Nobody has to wait for anybody.
-fn bounded<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn bounded<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     let done = call().with_context(|| what.to_owned())?;
     let took = start.elapsed();

@@ -5,18 +5,18 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 
+use super::frozen::bounded;
 use super::image::{Image, dies};
 use crate::attach::Setup;
 use crate::cgroup::Cgroup;
 use crate::device::{Device, capacity, node};
 use crate::mounted::{Mounted, mkfs_ext4};
 use crate::netlink::Client;
-use crate::process::{describe_task, fork_child, have, patient, wait_for};
+use crate::process::{describe_task, fork_child, have, wait_for};
 use crate::server::{Command, Export, Server};
 use crate::tests::netlink::attached::{Attached, client_flag, client_flags, connect};
 use crate::tests::netlink::destroy::wait_gone;
@@ -51,15 +51,6 @@ pub const TESTS: &[Test] = &[
     )
     .known_on_nbd("it stays read-only"),
 ];
-
-fn bounded<T>(what: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
-    let start = Instant::now();
-    let done = call().with_context(|| what.to_owned())?;
-    let took = start.elapsed();
-    println!("{what} took {} ms", took.as_millis());
-    ensure!(took < patient(30), "{what} took {} s", took.as_secs());
-    Ok(done)
-}
 
 fn throttled_close(context: &Context) -> Result<()> {
     const LENGTH: usize = 1 << 20;
