@@ -230,7 +230,8 @@ pub fn set_up_and_die(socket: OwnedFd) -> Result<()> {
 
 /// The device takes a new server and does I/O with it, from beginning to end. Only plain openers may be there.
 pub fn attaches_again() -> Result<()> {
-    let device = Device::open(0)?;
+    // Who was killed while the device got another disk for it has left that to go on.
+    let device = Device::open_in_turn(0)?;
     attaches_again_by(&device)
 }
 
