@@ -20,6 +20,7 @@ pub(crate) mod module_ref;
 pub(crate) mod net;
 pub(crate) mod pid;
 pub(crate) mod ratelimit;
+pub(crate) mod task;
 pub(crate) mod trace;
 pub(crate) mod work;
 pub(crate) mod workqueue;

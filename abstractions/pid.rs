@@ -9,7 +9,7 @@
 
 use crate::bindings as extra;
 use core::ptr::NonNull;
-use kernel::{bindings, fmt, sync::rcu};
+use kernel::{bindings, fmt, sync::rcu, task::Task};
 
 /// Bytes of a task's name, with the NUL.
 const COMM_LEN: usize = bindings::TASK_COMM_LEN as usize;
@@ -129,6 +129,6 @@ pub(crate) fn current_pid_nr() -> i32 {
 /// Whether the current task is on its way out.
 #[inline]
 pub(crate) fn current_is_exiting() -> bool {
-    // SAFETY: Always allowed.
-    unsafe { extra::rnbd_helper_current_exiting() }
+    // SAFETY: The current task is there.
+    unsafe { extra::rnbd_helper_task_exiting(Task::current_raw()) }
 }

@@ -20,7 +20,6 @@ static_assert(sizeof(struct nbd_request) == 28);
 RNBD_CONST(blk_status_t, BLK_STS_NOTSUPP);
 RNBD_CONST(blk_status_t, BLK_STS_NOSPC);
 RNBD_CONST(blk_status_t, BLK_STS_TARGET);
-RNBD_CONST(blk_status_t, BLK_STS_RESOURCE);
 RNBD_CONST(blk_status_t, BLK_STS_OFFLINE);
 RNBD_CONST(blk_status_t, BLK_STS_IOERR);
 

@@ -4,6 +4,7 @@
  */
 
 #include <linux/bottom_half.h>
+#include <linux/cgroup.h>
 #include <linux/highmem.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -363,9 +364,15 @@ int rnbd_helper_current_pid_nr(void)
 	return task_pid_nr(current);
 }
 
-bool rnbd_helper_current_exiting(void)
+bool rnbd_helper_task_exiting(const struct task_struct *task)
 {
-	return current->flags & PF_EXITING;
+	return READ_ONCE(task->flags) & PF_EXITING;
+}
+
+/* From when its cgroup is frozen until it goes on. */
+bool rnbd_helper_task_freezes(struct task_struct *task)
+{
+	return (READ_ONCE(task->jobctl) & JOBCTL_TRAP_FREEZE) || data_race(cgroup_task_frozen(task));
 }
 
 int rnbd_helper_signal_live(const struct task_struct *task)

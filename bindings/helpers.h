@@ -95,7 +95,8 @@ struct pid *rnbd_helper_get_pid(struct pid *pid);
 struct pid *rnbd_helper_current_tgid(void);
 struct pid *rnbd_helper_parent_tgid(void);
 int rnbd_helper_current_pid_nr(void);
-bool rnbd_helper_current_exiting(void);
+bool rnbd_helper_task_exiting(const struct task_struct *task);
+bool rnbd_helper_task_freezes(struct task_struct *task);
 int rnbd_helper_signal_live(const struct task_struct *task);
 
 /* net/socket: exported, but not in the kernel crate's headers. */

@@ -50,6 +50,13 @@ impl Operations for Nbd {
         }
     }
 
+    fn requeued(disk: &Disk<Self>, attachment: Option<&AttachmentRef>) {
+        match attachment {
+            Some(attachment) => attachment.kick_parked(),
+            None => disk.kick_requeue_list(),
+        }
+    }
+
     fn timeout(
         _: &Disk<Self>,
         attachment: Option<&AttachmentRef>,

@@ -9,12 +9,14 @@
 //! * [`flags`]: transmission flags.
 //! * [`geometry`]: sizes and block sizes.
 //! * [`cookie`]: what names a request on the wire.
+//! * [`end`]: who sees to the end of a generation.
 //! * [`fallback`]: which connection a request goes over.
 //! * [`netlink`]: names and numbers of the generic netlink family.
 //! * [`request`]: the atomic word that gives the right to answer a request.
 //! * [`setup`]: phases, owner and socket array of a device.
 
 pub mod cookie;
+pub mod end;
 pub mod fallback;
 pub mod flags;
 pub mod geometry;

@@ -28,6 +28,7 @@ use crate::{
         ratelimit::RatelimitState,
     },
     protocol::{
+        end::End,
         fallback::{self, Disposition},
         flags::TransmissionFlags,
         request::Route,
@@ -44,6 +45,9 @@ use kernel::{
     },
     time::{Instant, Monotonic},
 };
+
+/// How long a request that an outbox had no room for waits at most, in milliseconds.
+const FULL_DELAY_MS: u32 = 100;
 
 /// An attachment that may be shared.
 pub(crate) type AttachmentRef = Arc<Attachment>;
@@ -71,7 +75,8 @@ pub(crate) struct Attachment {
     timed_out: Atomic<bool>,
     /// Bounds what servers can make the log say.
     pub(crate) log_limit: RatelimitState,
-    /// Since when requests have waited for a connection, as none is left.
+    /// Since when requests have waited for a connection, as none is left. Held while it is said when
+    /// they come again: the last one to say so knows all that has changed.
     #[pin]
     waits: SpinLock<Option<Instant<Monotonic>>>,
     /// What it has in the system. Held while connections get other links.
@@ -81,19 +86,6 @@ pub(crate) struct Attachment {
     pub(crate) end: Mutex<End>,
     #[pin]
     pub(crate) end_changed: CondVar,
-}
-
-/// How far a generation's end has come.
-#[derive(Default)]
-pub(crate) struct End {
-    /// Receivers that have not left yet.
-    pub(crate) receivers: usize,
-    /// The end was asked for.
-    pub(crate) asked: bool,
-    /// The generation is brought up: a worker may end it.
-    pub(crate) armed: bool,
-    /// A worker was woken to end it: another run would meet the next generation.
-    woken: bool,
 }
 
 impl Attachment {
@@ -108,6 +100,7 @@ impl Attachment {
         keeper: KBox<dyn Keeper<Self>>,
     ) -> Result<AttachmentRef> {
         let live = u32::try_from(connections.0.len())?;
+        let interface = keeper.interface();
         Arc::pin_init(
             try_pin_init!(Self {
                 generation,
@@ -124,7 +117,7 @@ impl Attachment {
                 log_limit: RatelimitState::new(),
                 waits <- new_spinlock!(None, "rnbd::waits"),
                 presence <- new_mutex!(Presence::default(), "rnbd::presence"),
-                end <- new_mutex!(End::default(), "rnbd::end"),
+                end <- new_mutex!(End::new(interface), "rnbd::end"),
                 end_changed <- new_condvar!("rnbd::end_changed"),
             }? Error),
             GFP_KERNEL,
@@ -152,8 +145,19 @@ impl Attachment {
         }
     }
 
+    /// Requests that wait for a connection wait so long in all from now on. Any context.
     pub(crate) fn set_dead_conn_timeout(&self, seconds: u32) {
         self.dead_conn_timeout.store(seconds, Relaxed);
+        self.kick_parked();
+    }
+
+    /// What has come from the server, and gone to it. That it has changed is a sign of life.
+    pub(crate) fn progress(&self) -> u64 {
+        let links = self.connections.iter().flat_map(|connection| {
+            let links = [Some(connection.link()), connection.leaving()];
+            links.into_iter().flatten()
+        });
+        links.fold(0, |sum: u64, link| sum.wrapping_add(link.bytes()))
     }
 
     /// How many connections are not dead.
@@ -193,9 +197,11 @@ impl Attachment {
         self.live.fetch_sub(1, Full).saturating_sub(1)
     }
 
-    /// Counts a connection that has got a link again.
+    /// Counts a connection that has got a link again. Requests that wait for one come again.
     pub(crate) fn inc_live(&self) {
         self.live.fetch_add(1, Full);
+        let _waits = self.waits.lock();
+        self.disk.kick_requeue_list();
     }
 
     /// Lets no request be sent any more; those on the wire may still be answered. Any context.
@@ -218,20 +224,43 @@ impl Attachment {
     /// Whether a request waits for a new connection, since all are dead. The time that this may take
     /// runs from the first one that does; when that has waited in vain, all fail at once.
     fn may_wait_for_reconnect(&self) -> bool {
-        let seconds = self.dead_conn_timeout.load(Relaxed);
-        if seconds == 0 {
-            return false;
-        }
-        let since = *self.waits.lock().get_or_insert_with(Instant::now);
-        since.elapsed().as_millis() < i64::from(seconds).saturating_mul(1000)
+        self.wait_left_ms(&mut self.waits.lock()) > 0
     }
 
-    /// Wakes the keeper, after `change`. Any context that may sleep.
+    /// How long requests that wait for a connection wait on, in milliseconds.
+    fn wait_left_ms(&self, since: &mut Option<Instant<Monotonic>>) -> i64 {
+        let seconds = self.dead_conn_timeout.load(Relaxed);
+        if seconds == 0 {
+            return 0;
+        }
+        let waited = since.get_or_insert_with(Instant::now).elapsed().as_millis();
+        i64::from(seconds)
+            .saturating_mul(1000)
+            .saturating_sub(waited)
+    }
+
+    /// Says when requests come again that were given back to wait: for a connection, until the time is
+    /// over; for room in an outbox, a while, since the sender says so too. Any context.
+    pub(crate) fn kick_parked(&self) {
+        let mut since = self.waits.lock();
+        let ms = if self.is_draining() {
+            0
+        } else if self.live() > 0 {
+            FULL_DELAY_MS
+        } else {
+            // A little later, so that the time is over.
+            let left = self.wait_left_ms(&mut since).saturating_add(1);
+            u32::try_from(left).unwrap_or(u32::MAX)
+        };
+        self.disk.delay_kick_requeue_list(ms);
+    }
+
+    /// Tells the keeper what has changed of the end. Any context that may sleep.
     pub(crate) fn tell_keeper(this: &AttachmentRef, change: impl FnOnce(&mut End)) {
         let due = {
             let mut end = this.end.lock();
             change(&mut end);
-            end.asked && end.armed && !core::mem::replace(&mut end.woken, true)
+            end.take_if_due()
         };
         this.end_changed.notify_all();
         if due {
@@ -303,19 +332,15 @@ impl Overseer for Attachment {
     }
 
     fn receiver_comes(&self) {
-        let mut end = self.end.lock();
-        end.receivers = end.receivers.saturating_add(1);
+        self.end.lock().receiver_comes();
     }
 
-    fn receiver_goes(&self, route: Route) {
-        self.disk.tagset_busy_iter(|request| {
+    fn receiver_goes(this: &AttachmentRef, route: Route) {
+        this.disk.tagset_busy_iter(|request| {
             if let Some(claim) = request.data().word.claim_from(route) {
-                answer(request, claim, self.disposition());
+                answer(request, claim, this.disposition());
             }
         });
-        let mut end = self.end.lock();
-        end.receivers = end.receivers.saturating_sub(1);
-        drop(end);
-        self.end_changed.notify_all();
+        Self::tell_keeper(this, End::receiver_goes);
     }
 }

@@ -21,7 +21,7 @@ pub(crate) const UNBOUNDED_INTERVAL: u32 = 30;
 /// With a time-out of 0 it is only said in the log.
 pub(crate) fn handle(attachment: Option<&Attachment>, request: &Request<Nbd>) -> Timeout {
     let (Some(attachment), Some(route)) = (attachment, request.data().word.route()) else {
-        // It is on its way back to the block layer.
+        // It is on its way back to the block layer, or its answer is just being read.
         return Timeout::ResetTimer;
     };
     if attachment.timeout() == 0 {
@@ -46,6 +46,8 @@ pub(crate) fn handle(attachment: Option<&Attachment>, request: &Request<Nbd>) ->
         return Timeout::ResetTimer;
     } else if let Some((connection, link)) = attachment.link_of(route) {
         attachment.kill(connection, &link, DeadReason::TimedOut);
+        return Timeout::Done;
     }
+    // It waits for another link to answer, or to leave.
     Timeout::ResetTimer
 }

@@ -2,67 +2,108 @@
 
 //! The drain: how a generation that has ended is taken out of the system. Its keeper does this.
 
-use super::{end::send_disconnect, geometry, Device};
+use super::{
+    end::{end, send_disconnect},
+    geometry,
+    owner::Lifecycle,
+    Device,
+};
 use crate::{
-    abstractions::block::mq::{Disk, Outcome, Status},
+    abstractions::{
+        block::mq::{Disk, Outcome, Status},
+        task,
+    },
     driver::{
-        attachment::{Attachment, AttachmentRef, End},
+        attachment::{Attachment, AttachmentRef},
         nbd::{answer, Nbd},
         wire::{overseer::Overseer, send::send_queued},
     },
     protocol::setup::{EndReason, Phase},
 };
-use kernel::{sync::CondVarTimeoutResult, time::msecs_to_jiffies};
+use kernel::{
+    prelude::*,
+    sync::CondVarTimeoutResult,
+    time::{msecs_to_jiffies, Instant, Monotonic},
+};
 
 /// How long a server has, after it was told that nothing more will come, to answer what it was
-/// asked.
-const DISCONNECT_GRACE_MS: u32 = 5000;
+/// asked: so long in all, and so long from one sign of life to the next.
+const DISCONNECT_GRACE_MS: i64 = 5000;
+const DISCONNECT_QUIET_MS: i64 = 500;
 
 /// How often it is looked whether the server has done so.
 const DISCONNECT_TICK_MS: u32 = 50;
 
+/// A signal has interrupted the wait, or what counts as one: see [`task::must_leave`].
+pub(super) struct Interrupted;
+
 /// Waits until no receiver is left. If the generation was disconnected, the server may answer what
-/// it was asked before: it has a while for that; then, or with a signal, the connections are killed.
-pub(crate) fn let_server_finish(attachment: &Attachment) {
+/// it was asked before: it has a while for that, as long as something comes; then, or with a signal,
+/// the connections are killed.
+pub(super) fn let_server_finish(attachment: &Attachment) -> Result<(), Interrupted> {
     if attachment.is_draining() {
-        wait_for_answers(attachment);
+        wait_for_answers(attachment)?;
     }
     wait_for_receivers(attachment);
+    Ok(())
+}
+
+/// Sees a generation to its end that was asked for, or whose connections have died. Tells why it ended,
+/// unless there was a reason before.
+pub(super) fn conclude(
+    device: &Device,
+    attachment: &AttachmentRef,
+) -> Result<EndReason, Interrupted> {
+    let_server_finish(attachment)?;
+    let reason = match attachment.timed_out() {
+        true => EndReason::TimedOut,
+        false => EndReason::ConnectionsLost,
+    };
+    end(device, reason);
+    Ok(reason)
 }
 
 /// Waits until no receiver is left. All sockets are shut down: they are on their way.
 fn wait_for_receivers(attachment: &Attachment) {
     let mut end = attachment.end.lock();
-    while !gone(&end) {
+    while !end.is_deserted() {
         attachment.end_changed.wait(&mut end);
     }
 }
 
-fn gone(end: &End) -> bool {
-    end.receivers == 0
-}
-
-fn wait_for_answers(attachment: &Attachment) {
-    for _ in 0..DISCONNECT_GRACE_MS / DISCONNECT_TICK_MS {
+fn wait_for_answers(attachment: &Attachment) -> Result<(), Interrupted> {
+    let begun = Instant::<Monotonic>::now();
+    let (mut moved, mut seen) = (begun, attachment.progress());
+    while begun.elapsed().as_millis() < DISCONNECT_GRACE_MS
+        && moved.elapsed().as_millis() < DISCONNECT_QUIET_MS
+    {
         // A server that could not be told at first is told once the sender is done.
         let told = send_disconnect(attachment);
         if told && !awaits_answers(attachment.disk()) {
             break;
         }
         let mut end = attachment.end.lock();
-        if gone(&end) {
-            return;
+        if end.is_deserted() {
+            return Ok(());
         }
         let tick = msecs_to_jiffies(DISCONNECT_TICK_MS);
-        match attachment
+        let waited = attachment
             .end_changed
-            .wait_interruptible_timeout(&mut end, tick)
-        {
-            CondVarTimeoutResult::Signal { .. } => break,
-            CondVarTimeoutResult::Woken { .. } | CondVarTimeoutResult::Timeout => {}
+            .wait_interruptible_timeout(&mut end, tick);
+        drop(end);
+        if matches!(waited, CondVarTimeoutResult::Signal { .. }) {
+            if task::must_leave() {
+                return Err(Interrupted);
+            }
+            break;
+        }
+        let now = attachment.progress();
+        if now != seen {
+            (moved, seen) = (Instant::now(), now);
         }
     }
     attachment.kill_all();
+    Ok(())
 }
 
 /// Whether a server owes an answer to any request.
@@ -72,14 +113,26 @@ fn awaits_answers(disk: &Disk<Nbd>) -> bool {
     any
 }
 
-/// Ends all that a generation still has going, and the generation. Tells why it ended: the
-/// first reason stands. Bounded: nothing here waits for a server.
+/// All that is left to do for a generation whose end was asked for: for a worker.
+pub(crate) fn finish<R>(
+    device: &Device,
+    attachment: &AttachmentRef,
+    take_out: impl FnOnce() -> Option<R>,
+) {
+    // A worker gets no signals.
+    let _ = let_server_finish(attachment);
+    run(device, attachment, Lifecycle::drained, take_out);
+}
+
+/// Ends all that a generation still has going, and the generation, by `settle`. Tells why it ended:
+/// the first reason stands. Bounded: nothing here waits for a server.
 ///
 /// If the device goes with the generation, `take_out` is called before that is to be seen; what it
 /// returns is dropped after it.
-pub(crate) fn run<R>(
+pub(super) fn run<R>(
     device: &Device,
     attachment: &AttachmentRef,
+    settle: impl FnOnce(&mut Lifecycle) -> Option<EndReason>,
     take_out: impl FnOnce() -> Option<R>,
 ) -> Option<EndReason> {
     let disk = attachment.disk();
@@ -108,7 +161,7 @@ pub(crate) fn run<R>(
         }
     });
     // Those that wait for a connection come back, and end.
-    disk.kick_requeue_list();
+    attachment.kick_parked();
     let detached = disk.freeze().detach();
     drop(detached);
     drop(presence);
@@ -122,7 +175,7 @@ pub(crate) fn run<R>(
     device.set_pid(0);
     // Before the device is gone: what then finds it so waits for its number to be free.
     let entry = is_last(device).then(take_out).flatten();
-    let reason = device.change(|life| life.drained());
+    let reason = device.change(settle);
     drop(entry);
     reason
 }

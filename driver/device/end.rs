@@ -13,7 +13,10 @@ use crate::{
         nbd::Nbd,
         wire::overseer::Overseer,
     },
-    protocol::setup::{EndReason, Phase, Retired},
+    protocol::{
+        end::End,
+        setup::{EndReason, Phase, Retired},
+    },
 };
 use kernel::prelude::*;
 
@@ -38,7 +41,7 @@ fn stop_and_disconnect(retired: Retired<Nbd>) {
             dev_info!(attachment.disk().device(), "disconnected by request\n");
             attachment.stop_sending();
             send_disconnect(&attachment);
-            Attachment::tell_keeper(&attachment, |end| end.asked = true);
+            Attachment::tell_keeper(&attachment, End::ask);
         }
     }
 }
@@ -89,7 +92,7 @@ fn stop(retired: Retired<Nbd>) -> bool {
 /// Kills a generation's connections and wakes its keeper.
 pub(crate) fn kill(attachment: &AttachmentRef) {
     attachment.kill_all();
-    Attachment::tell_keeper(attachment, |end| end.asked = true);
+    Attachment::tell_keeper(attachment, End::ask);
 }
 
 /// The disk or a partition was closed. A setup ends with the last close, or when its owner closes
@@ -105,6 +108,9 @@ pub(crate) fn closed(disk: &Disk<Nbd>, unopened: Option<Unopened<'_, Nbd>>, exit
         // Of the disk that is attached, and of all that the device has and had.
         let unused = unopened.is_some() && life.disk.is_current(disk.data().serial());
         let last = life.disk.opens() == 0;
+        if last {
+            life.forget_drafts();
+        }
         let dying_owner = exiting
             && matches!(
                 life.phase(),

@@ -27,6 +27,8 @@ pub(crate) struct Maker {
     pub(crate) link_dead: fn(u32),
     /// Where generations of netlink are ended.
     pub(crate) workers: Arc<Workqueue>,
+    /// Where generations of ioctls are watched while their tasks are away.
+    pub(crate) substitutes: Arc<Workqueue>,
     /// Where disks are replaced. That may take long, and ends no request.
     pub(crate) disks: Arc<Workqueue>,
 }

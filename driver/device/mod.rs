@@ -6,11 +6,13 @@
 //! * [`geometry`]: sizes and limits of its disk. [`files`]: what sysfs has while it is attached.
 //! * [`refusal`]: why a change is refused. [`setup`]: setting up, by ioctl.
 //! * [`start`]: how a generation is started, and brought up. [`end`]: how it is ended, and what is
-//!   done at once. [`drain`]: how it is taken out of the system. [`run`]: `NBD_DO_IT`, all of it.
+//!   done at once. [`drain`]: how it is taken out of the system. [`run`]: `NBD_DO_IT`, all of it;
+//!   [`away`]: while its task is stopped, traced or frozen.
 
 #[macro_use]
 mod log;
 
+mod away;
 pub(crate) mod disk;
 pub(crate) mod drain;
 pub(crate) mod end;

@@ -3,82 +3,126 @@
 //! `NBD_DO_IT`: a generation from its start to its end, in one task.
 
 use super::{
-    drain, end,
+    away, drain, end,
     start::{bring_up, start},
     Device,
 };
 use crate::{
-    abstractions::{block::mq::IoctlMode, pid},
+    abstractions::{block::mq::IoctlMode, pid, pid::ProcessRef, task},
     driver::{
-        attachment::{keeper::Keeper, Attachment, AttachmentRef, End},
+        attachment::{Attachment, AttachmentRef},
         wire::journal::LastError,
     },
-    protocol::setup::{EndReason, Interface},
+    protocol::{
+        end::ComeBack,
+        setup::{EndReason, Resume},
+    },
 };
 use kernel::{prelude::*, sync::Arc};
 
-/// The keeper is the task in `NBD_DO_IT`, which looks by itself. The generation ends with its last
-/// connection.
-struct Task;
-
-impl Keeper<Attachment> for Task {
-    fn interface(&self) -> Interface {
-        Interface::Ioctl
-    }
-
-    fn end_due(&self, _: &AttachmentRef) {}
-}
-
-/// `NBD_DO_IT`: starts the generation that was set up, and returns when it is gone.
+/// `NBD_DO_IT`: starts the generation that was set up, and returns when it is gone. Or goes on with
+/// the generation that the caller's process has left for a while.
 ///
 /// # Errors
 ///
 /// Those of the start: see [`errno`](super::refusal::errno). Then: none if the device was disconnected; `EPIPE` if
 /// all connections died, which `nbd-client -persist` answers with new ones; `ETIMEDOUT` if a request
-/// timed out; `EINTR` if a signal came.
+/// timed out; `EINTR` if a signal came; `ERESTARTNOHAND`, which user space does not see, if the task has
+/// to leave the kernel for a while.
 pub(crate) fn run(device: &Arc<Device>, mode: IoctlMode) -> Result {
-    let keeper = || Ok(KBox::new(Task, GFP_KERNEL)? as KBox<dyn Keeper<Attachment>>);
-    let started = start(device, mode, keeper)?;
+    let caller = ProcessRef::current();
+    while let Some(resume) = device.when_drained(|life| life.resume(&caller))? {
+        match resume {
+            Resume::Ended(reason) => return answer(device, None, reason),
+            Resume::Runs(attachment) => match attachment.keeper.come_back(&attachment) {
+                ComeBack::Done => {
+                    device.set_pid(pid::current_pid_nr());
+                    return keep(device, &attachment);
+                }
+                // Another thread of the process is in the call: this one is refused.
+                ComeBack::Occupied => break,
+                ComeBack::TooLate => wait_until_asked(&attachment),
+            },
+        }
+    }
+    let started = start(device, mode, || away::keeper(device))?;
     device.set_pid(pid::current_pid_nr());
     let brought_up = bring_up(device, &started);
     let attachment = started.attachment.clone();
     drop(started);
-    let reason = match &brought_up {
-        Ok(()) => wait_for_end(device, &attachment),
-        Err(_) => EndReason::StartFailed,
-    };
-    end::end(device, reason);
-    let reason = drain::run(device, &attachment, || None::<()>).unwrap_or(reason);
-    brought_up?;
+    if let Err(error) = brought_up {
+        end::end(device, EndReason::StartFailed);
+        settle(device, &attachment);
+        return Err(error);
+    }
+    keep(device, &attachment)
+}
+
+/// Keeps a generation that runs until it is gone, or until the task must leave.
+fn keep(device: &Device, attachment: &AttachmentRef) -> Result {
+    loop {
+        match wait_for_end(attachment).and_then(|()| drain::conclude(device, attachment)) {
+            Ok(reason) => {
+                let reason = settle(device, attachment).unwrap_or(reason);
+                return answer(device, Some(attachment), reason);
+            }
+            // The kernel makes the call again, unless a handler has run.
+            Err(drain::Interrupted) if task::must_leave() && attachment.keeper.leave(attachment) => {
+                return Err(ERESTARTNOHAND);
+            }
+            Err(drain::Interrupted) => {
+                end::end(device, EndReason::Interrupted);
+            }
+        }
+    }
+}
+
+/// Waits until the end is due.
+fn wait_for_end(attachment: &Attachment) -> Result<(), drain::Interrupted> {
+    let mut end = attachment.end.lock();
+    while !end.is_due() {
+        // What only freezes does so here.
+        if attachment
+            .end_changed
+            .wait_interruptible_freezable(&mut end)
+        {
+            return Err(drain::Interrupted);
+        }
+    }
+    Ok(())
+}
+
+/// A worker is about to end the generation: waits until that is to be seen in the phase.
+fn wait_until_asked(attachment: &Attachment) {
+    let mut end = attachment.end.lock();
+    while !end.is_asked() {
+        attachment.end_changed.wait(&mut end);
+    }
+}
+
+/// Ends what is left of a generation. Tells why it ended.
+fn settle(device: &Device, attachment: &AttachmentRef) -> Option<EndReason> {
+    drain::run(
+        device,
+        attachment,
+        |life| life.drained(),
+        || None::<()>,
+    )
+}
+
+/// What the caller learns of a generation that has ended.
+fn answer(device: &Device, attachment: Option<&Attachment>, reason: EndReason) -> Result {
     match reason {
         EndReason::ConnectionsLost => Err(EPIPE),
         EndReason::TimedOut => Err(ETIMEDOUT),
         EndReason::Interrupted => {
-            device.journal.note(LastError::Interrupted {
-                generation: attachment.generation,
-            });
+            if let Some(attachment) = attachment {
+                device.journal.note(LastError::Interrupted {
+                    generation: attachment.generation,
+                });
+            }
             Err(EINTR)
         }
-        _ => Ok(()),
-    }
-}
-
-/// Waits until no connection is left, and tells why.
-fn wait_for_end(device: &Device, attachment: &Attachment) -> EndReason {
-    let gone = |end: &End| end.receivers == 0;
-    let mut guard = attachment.end.lock();
-    while !gone(&guard) && !guard.asked {
-        if attachment.end_changed.wait_interruptible(&mut guard) {
-            drop(guard);
-            end::end(device, EndReason::Interrupted);
-            guard = attachment.end.lock();
-        }
-    }
-    drop(guard);
-    drain::let_server_finish(attachment);
-    if attachment.timed_out() {
-        EndReason::TimedOut
-    } else {
-        EndReason::ConnectionsLost
+        EndReason::Disconnected | EndReason::Cleared | EndReason::StartFailed => Ok(()),
     }
 }

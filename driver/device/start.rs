@@ -28,6 +28,7 @@ use crate::{
         wire::{journal::LastError, overseer::Overseer, receive::Receiver, sender::Sender},
     },
     protocol::{
+        end::End,
         flags::TransmissionFlags,
         setup::{Connected, Connections, DiskPlan, EndReason, Failure, Refusal},
     },
@@ -90,7 +91,7 @@ pub(crate) fn connect(
     if brought_up.is_err() {
         end::end(device, EndReason::StartFailed);
     }
-    Attachment::tell_keeper(&attachment, |end| end.armed = true);
+    Attachment::tell_keeper(&attachment, End::leave);
     if let Err(error) = brought_up {
         // So that the caller, which hears of the failure, may try again at once.
         let _ = device.when_drained(|_| ());

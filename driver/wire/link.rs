@@ -176,6 +176,12 @@ impl Link {
         count(&self.received, bytes);
     }
 
+    /// How many bytes came in and went out.
+    pub(crate) fn bytes(&self) -> u64 {
+        let (sent, received) = (self.sent.load(Relaxed), self.received.load(Relaxed));
+        sent.wrapping_add(received)
+    }
+
     /// Counts a request that is answered. Its receiver alone calls this.
     pub(crate) fn count_answered(&self) {
         count(&self.answered, 1);

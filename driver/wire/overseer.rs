@@ -6,12 +6,15 @@ use super::{
     connection::Connection,
     link::{DeadReason, Link},
 };
-use crate::abstractions::block::mq::Disk;
 use crate::{
-    abstractions::{block::mq::Outcome, ratelimit::RatelimitState},
+    abstractions::{
+        block::mq::{Disk, Outcome},
+        ratelimit::RatelimitState,
+    },
     driver::nbd::Nbd,
     protocol::{flags::TransmissionFlags, request::Route},
 };
+use kernel::sync::Arc;
 
 /// What connections belong to.
 pub(crate) trait Overseer: Send + Sync + 'static {
@@ -39,5 +42,7 @@ pub(crate) trait Overseer: Send + Sync + 'static {
 
     /// The receiver of the link of `route`, which is dead, goes: nothing is answered there any more.
     /// May sleep.
-    fn receiver_goes(&self, route: Route);
+    fn receiver_goes(this: &Arc<Self>, route: Route)
+    where
+        Self: Sized;
 }

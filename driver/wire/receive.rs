@@ -95,7 +95,7 @@ impl<O: Overseer> Receiver<O> {
                 self.disable_op(request.op());
             }
             self.report(request, error);
-            return Ok(status_of(error));
+            return Ok(status_of(request.op(), error));
         }
         if request.op() == Op::Read {
             self.inbox.data(&self.link, request)?;
@@ -161,23 +161,29 @@ impl<O: Overseer> Drop for Receiver<O> {
     fn drop(&mut self) {
         self.overseer
             .kill(&self.connection, &self.link, DeadReason::Retired);
-        self.overseer.receiver_goes(self.link.route);
+        O::receiver_goes(&self.overseer, self.link.route);
     }
 }
 
 /// What the submitter of a request learns of a server's error.
-fn status_of(error: ServerError) -> Status {
+fn status_of(op: Op, error: ServerError) -> Status {
     match error {
         ServerError::NoSpace => Status::NoSpace,
-        ServerError::NotSupported => Status::NotSupported,
+        // What may be lacking. A server that does not support reads is broken; and of a flush some
+        // would take it for a disk that needs none.
+        ServerError::NotSupported if matches!(op, Op::Discard | Op::WriteZeroes) => {
+            Status::NotSupported
+        }
         // There is no status for it. A disk that is write-protected says this, and multipath then
         // does not try another path.
         ServerError::NotPermitted => Status::Target,
-        ServerError::NoMemory => Status::Resource,
         // Multipath tries another path.
         ServerError::ShuttingDown => Status::Offline,
-        // EINVAL would read as if the caller's own arguments were wrong.
-        ServerError::Io
+        // BLK_STS_RESOURCE is for the block layer alone. EINVAL would read as if the caller's own
+        // arguments were wrong.
+        ServerError::NotSupported
+        | ServerError::NoMemory
+        | ServerError::Io
         | ServerError::Invalid
         | ServerError::Overflow
         | ServerError::Unknown(_) => Status::IoError,

@@ -22,7 +22,10 @@
 //! shut down and dropped where that may sleep.
 
 mod disk;
+mod drafts;
+mod finish;
 mod lifecycle;
+mod start;
 
 pub use disk::{DiskPlan, DiskState};
 pub use lifecycle::Lifecycle;
@@ -109,7 +112,7 @@ impl Config {
 
 /// A generation that is being set up.
 pub struct Setup<K: Kinds> {
-    /// The process that sets up. No other may while it lives.
+    /// The process that sets up. No other may while it lives, once it has brought a connection.
     pub owner: K::Owner,
     /// What was said of the export so far.
     pub config: Config,
@@ -275,6 +278,15 @@ pub enum Configured<K: Kinds> {
     Setup(Option<K::Connections>),
     /// A running generation: its disk is to be told.
     Live(K::Attachment),
+}
+
+/// What [`Lifecycle::resume`] found.
+#[must_use]
+pub enum Resume<K: Kinds> {
+    /// The generation runs.
+    Runs(K::Attachment),
+    /// It has ended.
+    Ended(EndReason),
 }
 
 /// What [`Lifecycle::retire`] ended.

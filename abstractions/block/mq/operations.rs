@@ -25,6 +25,9 @@ use kernel::{
 pub(crate) enum Timeout {
     /// Wait once more for as long (`BLK_EH_RESET_TIMER`).
     ResetTimer,
+    /// It is, or soon will be, given back by what the driver has done (`BLK_EH_DONE`): this function is
+    /// not called for it again before.
+    Done,
 }
 
 /// How the disk or a partition is opened.
@@ -65,6 +68,13 @@ pub(crate) trait Operations: Sized + 'static {
     /// The last of several requests of the hardware queue numbered `queue` was not marked as
     /// `last`, but no other follows at once.
     fn commit_rqs(_disk: &Disk<Self>, _attachment: Option<&Self::Attachment>, _queue: u32) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Requests were given back with
+    /// [`Outcome::RequeueDelayed`](super::Outcome::RequeueDelayed), and wait. The driver sees to it that
+    /// they come again: [`Disk::delay_kick_requeue_list`]. Any context that `finish` was called in.
+    fn requeued(_disk: &Disk<Self>, _attachment: Option<&Self::Attachment>) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -224,8 +234,38 @@ impl<T: Operations> OperationsVTable<T> {
         let (private, disk) = unsafe { (Self::private(queue), Disk::from_raw((*queue).disk)) };
         // SAFETY: `request` lives to the end of this function, and keeps the queue from freezing.
         let attachment = unsafe { private.attachment.get() };
-        match T::timeout(disk, attachment, &request) {
-            Timeout::ResetTimer => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
+        let timeout = T::timeout(disk, attachment, &request);
+        // With the last reference it goes back: then its timer is the block layer's.
+        match (timeout, Request::release(request)) {
+            (Timeout::ResetTimer, false) => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
+            _ => bindings::blk_eh_timer_return_BLK_EH_DONE,
+        }
+    }
+
+    /// Puts a request on the requeue list, and has the driver say when it comes again.
+    ///
+    /// # Safety
+    ///
+    /// `rq` is a request of a disk made by [`super::GenDiskBuilder`] for `T`, is started, and has no
+    /// references.
+    pub(super) unsafe fn requeue_delayed(rq: *mut bindings::request) {
+        // SAFETY: A request belongs to a queue, and a live one to a queue that has its disk.
+        let (private, disk) = unsafe {
+            let queue = (*rq).q;
+            (Self::private(queue), Disk::from_raw((*queue).disk))
+        };
+        // Before the request is given up: with it the queue is not frozen, and this keeps it so.
+        let not_frozen = disk.try_enter_queue();
+        // SAFETY: By the safety requirement.
+        unsafe { bindings::blk_mq_requeue_request(rq, false) };
+        match not_frozen {
+            Some(_not_frozen) if T::HAS_REQUEUED => {
+                // SAFETY: The queue does not freeze before the end of this block.
+                T::requeued(disk, unsafe { private.attachment.get() });
+            }
+            Some(_not_frozen) => disk.kick_requeue_list(),
+            // It had been given to the driver: its queue cannot be frozen.
+            None => {}
         }
     }
 

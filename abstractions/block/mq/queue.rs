@@ -142,6 +142,15 @@ impl<T: Operations> Disk<T> {
     }
 
     /// Dispatches the requests that wait after
+    /// [`Outcome::RequeueDelayed`](super::Outcome::RequeueDelayed) in so many milliseconds, and not
+    /// earlier, whatever was said before. Any context.
+    #[inline]
+    pub(crate) fn delay_kick_requeue_list(&self, ms: u32) {
+        // SAFETY: The disk has its queue.
+        unsafe { bindings::blk_mq_delay_kick_requeue_list(self.queue(), ms as usize) };
+    }
+
+    /// Dispatches the requests that wait after
     /// [`Outcome::RequeueDelayed`](super::Outcome::RequeueDelayed). Any context.
     #[inline]
     pub(crate) fn kick_requeue_list(&self) {

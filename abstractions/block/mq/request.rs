@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
-use super::operations::Operations;
+use super::operations::{Operations, OperationsVTable};
 use crate::bindings as extra;
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{
@@ -61,8 +61,6 @@ pub(crate) enum Status {
     NoSpace,
     /// The device refuses it, on any path: `EREMOTEIO`.
     Target,
-    /// The device has no memory for it at the moment: `ENOMEM`.
-    Resource,
     /// The device is offline, or about to be: `ENODEV`.
     Offline,
 }
@@ -76,7 +74,6 @@ impl Status {
             Self::NotSupported => extra::BLK_STS_NOTSUPP,
             Self::NoSpace => extra::BLK_STS_NOSPC,
             Self::Target => extra::BLK_STS_TARGET,
-            Self::Resource => extra::BLK_STS_RESOURCE,
             Self::Offline => extra::BLK_STS_OFFLINE,
         }
     }
@@ -89,8 +86,8 @@ pub(crate) enum Outcome {
     End(Status),
     /// It is requeued: [`Operations::queue_rq`] gets it again (`blk_mq_requeue_request`).
     Requeue,
-    /// It is put on the requeue list: [`Operations::queue_rq`] gets it again after
-    /// [`super::Disk::kick_requeue_list`], or else in a while.
+    /// It is put on the requeue list, and then [`Operations::requeued`] says when
+    /// [`Operations::queue_rq`] gets it again.
     RequeueDelayed,
 }
 
@@ -132,9 +129,6 @@ const UNDECIDED: u32 = 0;
 const REQUEUE: u32 = 0xff;
 /// [`Outcome::RequeueDelayed`].
 const REQUEUE_DELAYED: u32 = 0xfe;
-
-/// How long such a request waits at most, in milliseconds.
-const REQUEUE_DELAY_MS: usize = 100;
 
 /// Nanoseconds of the monotonic clock.
 #[inline]
@@ -361,20 +355,25 @@ impl<T: Operations> Request<T> {
     }
 
     /// Drops a reference. With the last one the request goes back to the block layer, by `end` if
-    /// it was finished with an [`Outcome::End`].
+    /// it was finished with an [`Outcome::End`]. Tells whether it was finished: it goes back then
+    /// without anybody's help, or has done so.
     ///
     /// # Safety
     ///
     /// The caller owns a reference, which it does not use again. `end` may rely on it that the
     /// request is started, that there are no references to it, and that it was not ended.
-    pub(super) unsafe fn put(obj: NonNull<Self>, end: impl FnOnce(*mut bindings::request)) {
+    pub(super) unsafe fn put(
+        obj: NonNull<Self>,
+        end: impl FnOnce(*mut bindings::request),
+    ) -> bool {
         let rq = obj.as_ptr().cast::<bindings::request>();
         // SAFETY: By the safety requirement the caller owns a reference.
         let state = &unsafe { Self::pdu_of(rq) }.state;
         // Fully ordered: all that any holder did comes before the end of the request.
         let old = state.fetch_sub(ONE_REF, Full);
+        let finished = old >> OUTCOME_SHIFT != UNDECIDED;
         if old & REFS != ONE_REF {
-            return;
+            return finished;
         }
         // That was the last one, so the request was finished: until then one reference stands for
         // being the driver's.
@@ -386,16 +385,20 @@ impl<T: Operations> Request<T> {
             }
             REQUEUE_DELAYED => {
                 state.store(0, Release);
-                // SAFETY: As above. The queue outlives its requests, and the disk's own
-                // references to it.
-                unsafe {
-                    let queue = (*rq).q;
-                    bindings::blk_mq_requeue_request(rq, false);
-                    bindings::blk_mq_delay_kick_requeue_list(queue, REQUEUE_DELAY_MS);
-                }
+                // SAFETY: As above.
+                unsafe { OperationsVTable::<T>::requeue_delayed(rq) };
             }
             _ => end(rq),
         }
+        finished
+    }
+
+    /// Drops a reference, as [`Self::put`] does.
+    #[inline]
+    pub(super) fn release(this: ARef<Self>) -> bool {
+        // SAFETY: The reference is the value's, which is used up. `complete` reads the outcome from
+        // the private data.
+        unsafe { Self::put(ARef::into_raw(this), |rq| bindings::blk_mq_complete_request(rq)) }
     }
 
     /// Hardware queue and tag in one number, which [`super::Disk::tag_to_rq`] takes.

@@ -86,8 +86,7 @@ impl WorkFunc for Worker {
         let Some(attachment) = this.due.lock().take() else {
             return;
         };
-        drain::let_server_finish(&attachment);
-        drain::run(&this.device, &attachment, || {
+        drain::finish(&this.device, &attachment, || {
             this.devices.take_out(this.device.index())
         });
     }

@@ -96,6 +96,10 @@ pub struct Plain {
     last: Option<Last>,
     /// The owner of that, until it has cleared.
     clear_due: Option<usize>,
+    /// How that ended, until its owner has asked; if it was not there at the end.
+    unseen: Option<EndReason>,
+    /// What processes have said whose place another has taken, and whether they have not cleared since.
+    drafts: Vec<(usize, Settings, bool)>,
 }
 
 impl Plain {
@@ -114,6 +118,8 @@ impl Plain {
             disks: Vec::new(),
             last: None,
             clear_due: None,
+            unseen: None,
+            drafts: Vec::new(),
         }
     }
 
@@ -169,9 +175,36 @@ impl Plain {
         self.people[who].alive
     }
 
-    /// Another process, which lives, is setting the device up.
+    /// Another process, which lives, is setting the device up, and has brought a socket.
     fn taken(&self, who: usize) -> bool {
-        self.phase == "setup" && self.owner.is_some_and(|o| o != who && self.people[o].alive)
+        self.phase == "setup"
+            && !self.sockets.is_empty()
+            && self.owner.is_some_and(|o| o != who && self.people[o].alive)
+    }
+
+    /// What is being said now makes way for something else, and is kept if its owner lives.
+    fn put_aside(&mut self) {
+        let people = &self.people;
+        let Some(owner) = self.owner.filter(|&owner| people[owner].alive) else {
+            return;
+        };
+        if self.phase == "setup" {
+            self.drafts.retain(|draft| people[draft.0].alive);
+            if self.drafts.len() == 8 {
+                self.drafts.remove(0);
+            }
+            self.drafts.push((owner, self.settings, true));
+        }
+    }
+
+    fn draft(&self, who: usize) -> Option<Settings> {
+        let mut drafts = self.drafts.iter();
+        Some(drafts.find(|draft| draft.0 == who)?.1)
+    }
+
+    /// The last close.
+    pub fn forget_drafts(&mut self) {
+        self.drafts.clear();
     }
 
     /// The device becomes idle; its sockets are let go.
@@ -188,10 +221,13 @@ impl Plain {
         if self.phase == "setup" && self.owner == Some(who) {
             return vec![];
         }
+        let said = self.draft(who);
+        self.drafts.retain(|draft| draft.0 != who);
+        self.put_aside();
         let orphan = self.let_go();
         self.phase = "setup";
         self.owner = Some(who);
-        self.settings = FRESH;
+        self.settings = said.unwrap_or(FRESH);
         self.generation += 1;
         orphan
     }
@@ -238,7 +274,10 @@ impl Plain {
             return Answer::Refused(Refusal::Owned);
         }
         let stays = self.phase == "running" || (self.phase == "setup" && self.owner == Some(who));
-        let before = if stays { self.settings } else { FRESH };
+        let before = match stays {
+            true => self.settings,
+            false => self.draft(who).unwrap_or(FRESH),
+        };
         let Some(after) = self.changed(before, setting) else {
             return Answer::Failed;
         };
@@ -299,9 +338,7 @@ impl Plain {
             "draining" => return Err(Refusal::Draining),
             "gone" => return Err(Refusal::Gone),
             // Nor is one's own setup mixed with this.
-            "setup" if self.owner.is_some_and(|owner| self.people[owner].alive) => {
-                return Err(Refusal::Owned);
-            }
+            "setup" if self.taken(usize::MAX) => return Err(Refusal::Owned),
             _ => {}
         }
         if disk == DiskUse::Exclusive {
@@ -323,6 +360,7 @@ impl Plain {
         if !want.works {
             return Answer::Failed;
         }
+        self.put_aside();
         let orphan = self.let_go();
         self.phase = "running";
         self.generation += 1;
@@ -490,9 +528,19 @@ impl Plain {
                 return (vec![], vec![]);
             }
         }
+        if others {
+            if let Some(draft) = self.drafts.iter_mut().find(|draft| draft.0 == who) {
+                if std::mem::replace(&mut draft.2, false) {
+                    return (vec![], vec![]);
+                }
+            }
+        }
         if self.phase == "setup" && self.owner == Some(who) {
             self.generation += 1;
             return (std::mem::take(&mut self.sockets), vec![]);
+        }
+        if self.phase == "setup" && others && self.sockets.is_empty() {
+            return (vec![], vec![]);
         }
         self.retire(EndReason::Cleared)
     }
@@ -525,11 +573,32 @@ impl Plain {
         });
         self.leave_disk();
         self.clear_due = self.owner;
+        self.unseen = None;
         let goes = self.destroy;
         self.let_go();
         if goes {
             self.phase = "gone";
         }
         self.reason.take()
+    }
+
+    /// Nobody is there who would be told why.
+    pub fn drained_unseen(&mut self) -> Option<EndReason> {
+        let reason = self.drained();
+        self.unseen = reason.or(self.unseen);
+        reason
+    }
+
+    /// Nothing, the sockets of what runs, or how it ended.
+    pub fn resume(&mut self, who: usize) -> Option<Result<Vec<u32>, EndReason>> {
+        if self.phase == "running" && !self.netlink && self.owner == Some(who) {
+            return Some(Ok(self.sockets.clone()));
+        }
+        let has_begun_anew =
+            self.phase == "setup" && self.owner == Some(who) && !self.sockets.is_empty();
+        match self.last {
+            Some(last) if last.owner == who && !has_begun_anew => self.unseen.take().map(Err),
+            _ => None,
+        }
     }
 }

@@ -106,11 +106,11 @@ fn each_errno(_: &Context) -> Result<()> {
 const ERRNOS: [Errno; 9] = [
     Errno::EREMOTEIO,
     Errno::EIO,
-    Errno::ENOMEM,
+    Errno::EIO,
     Errno::EIO,
     Errno::ENOSPC,
     Errno::EIO,
-    Errno::EOPNOTSUPP,
+    Errno::EIO,
     Errno::ENODEV,
     Errno::EIO,
 ];

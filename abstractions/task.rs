@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tasks: why one has to leave the kernel, and what it does then.
+//!
+//! C headers: [`include/linux/sched.h`](srctree/include/linux/sched.h),
+//! [`include/linux/sched/signal.h`](srctree/include/linux/sched/signal.h)
+
+use crate::bindings as extra;
+use kernel::{
+    bindings, ffi,
+    sync::aref::ARef,
+    task::{Task, TASK_INTERRUPTIBLE},
+};
+
+/// Whether the current task, in which a signal interrupts waiting (`signal_pending`), just has to leave
+/// the kernel for a while: to stop, to be traced or frozen, to do task work. Then no signal waits that
+/// ends it or that it handles, and a system call that it leaves with `ERESTARTNOHAND` is made again.
+///
+/// What is pending is another thing the next moment: if a handler runs after all, the call returns
+/// `EINTR` and is not made again.
+pub(crate) fn must_leave() -> bool {
+    let task = Task::current_raw();
+    // SAFETY: The current task's `signal` and `sighand` are there, and no other task changes these
+    // pointers. What they point to is read without the lock, word by word: a look at a state that may be
+    // another one the next moment.
+    unsafe {
+        let own = words(&raw const (*task).pending.signal);
+        let shared = words(&raw const (*(*task).signal).shared_pending.signal);
+        let blocked = words(&raw const (*task).blocked);
+        // Whoever traces it gets all other signals first, and may keep them.
+        let traced = (&raw const (*task).ptrace).read_volatile() != 0;
+        let pending = |signal: u32| {
+            let (word, bit) = (word(signal), bit(signal));
+            let has = |set: &Words| set.get(word).is_some_and(|word| word & bit != 0);
+            (has(&own) || has(&shared)) && !has(&blocked)
+        };
+        let handler = |signal: u32| {
+            let actions = (&raw const (*(*task).sighand).action).cast::<bindings::k_sigaction>();
+            // In bounds: there is one for each signal, and the first signal is 1.
+            let action = actions.add(signal as usize - 1);
+            (&raw const (*action).sa.sa_handler).cast::<usize>().read_volatile()
+        };
+        if pending(bindings::SIGKILL) {
+            return false;
+        }
+        traced || !(1..=SIGNALS).any(|signal| pending(signal) && is_delivered(signal, handler(signal)))
+    }
+}
+
+/// The words of a `sigset_t`.
+type Words = [ffi::c_ulong; size_of::<bindings::sigset_t>() / size_of::<ffi::c_ulong>()];
+
+/// `_NSIG`.
+const SIGNALS: u32 = (size_of::<bindings::sigset_t>() * 8) as u32;
+
+const fn word(signal: u32) -> usize {
+    (signal as usize - 1) / ffi::c_ulong::BITS as usize
+}
+
+const fn bit(signal: u32) -> ffi::c_ulong {
+    1 << ((signal - 1) % ffi::c_ulong::BITS)
+}
+
+/// # Safety
+///
+/// `set` must be valid for reading.
+unsafe fn words(set: *const bindings::sigset_t) -> Words {
+    // SAFETY: By the safety requirement; a `sigset_t` is such an array.
+    unsafe { set.cast::<Words>().read_volatile() }
+}
+
+/// Whether a signal that is taken with this `sa_handler` ends a task or runs its handler.
+const fn is_delivered(signal: u32, handler: usize) -> bool {
+    const SIG_DFL: usize = 0;
+    const SIG_IGN: usize = 1;
+
+    match handler {
+        SIG_IGN => false,
+        // `sig_kernel_ignore` and `sig_kernel_stop`.
+        SIG_DFL => !matches!(
+            signal,
+            bindings::SIGCONT
+                | bindings::SIGCHLD
+                | bindings::SIGWINCH
+                | bindings::SIGURG
+                | bindings::SIGSTOP
+                | bindings::SIGTSTP
+                | bindings::SIGTTIN
+                | bindings::SIGTTOU
+        ),
+        _ => true,
+    }
+}
+
+/// What a task is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    /// It is stopped, traced, frozen, or waits uninterruptibly for something.
+    Held,
+    /// It runs, or is about to.
+    Running,
+    /// It sleeps in a system call.
+    Sleeping,
+    /// It has begun to exit.
+    Exiting,
+}
+
+/// A task (thread).
+pub(crate) struct TaskRef(ARef<Task>);
+
+impl TaskRef {
+    /// The current one.
+    pub(crate) fn current() -> Self {
+        Self(ARef::from(&**kernel::current!()))
+    }
+
+    /// What it is doing at this moment. Any context.
+    pub(crate) fn doing(&self) -> Doing {
+        let task = self.0.as_ptr();
+        // SAFETY: The reference keeps the task. The fields may change meanwhile.
+        let (exiting, state, freezes) = unsafe {
+            (
+                extra::rnbd_helper_task_exiting(task),
+                (&raw const (*task).__state).read_volatile(),
+                extra::rnbd_helper_task_freezes(task),
+            )
+        };
+        match state {
+            _ if exiting => Doing::Exiting,
+            0 => Doing::Running,
+            // In the cgroup's freezer it sleeps so, too.
+            state if state & TASK_INTERRUPTIBLE as u32 != 0 && !freezes => Doing::Sleeping,
+            _ => Doing::Held,
+        }
+    }
+
+    /// How long it has run on a processor, in nanoseconds, in steps of a tick.
+    pub(crate) fn runtime(&self) -> u64 {
+        // SAFETY: The reference keeps the task.
+        unsafe { (&raw const (*self.0.as_ptr()).se.sum_exec_runtime).read_volatile() }
+    }
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a generation ends, and how a setup does.
+
+use super::{
+    drafts::Drafts, lifecycle::Last, Connections, EndReason, Interface, Kinds, Lifecycle, Owner, Phase,
+    Resume, Retired,
+};
+
+impl<K: Kinds> Lifecycle<K> {
+    /// Ends the generation, as [`Lifecycle::retire`] does, at the wish of `caller`
+    /// (`NBD_CLEAR_SOCK`).
+    ///
+    /// An owner that clears its own setup starts over, and what it has said of the export stands:
+    /// nbd-client sets the size, clears, and then adds its sockets. So does a process whose place
+    /// another has taken in between: it clears what it has set, once.
+    ///
+    /// Clients clear once more when their generation has ended. By then the device may be another
+    /// living owner's, which waited for that end: it is left alone.
+    pub fn clear(&mut self, caller: &K::Owner) -> Retired<K> {
+        let anothers = self
+            .owner()
+            .is_some_and(|owner| owner != caller && owner.is_alive());
+        if let Some(last) = self.last.as_mut().filter(|last| last.owner == *caller) {
+            if core::mem::take(&mut last.clear_due) && anothers {
+                return Retired::Nothing;
+            }
+        }
+        if anothers && self.drafts.clear(caller) {
+            return Retired::Nothing;
+        }
+        match &mut self.phase {
+            Phase::Setup(setup) if setup.owner == *caller => {
+                self.generation = self.generation.wrapping_add(1);
+                Retired::Setup(core::mem::take(&mut setup.connections))
+            }
+            // There is no socket to clear, and what is said of the export stands.
+            Phase::Setup(setup) if setup.owner.is_alive() && setup.connections.count() == 0 => {
+                Retired::Nothing
+            }
+            _ => self.retire(EndReason::Cleared),
+        }
+    }
+
+    /// Ends the generation, whatever its phase.
+    pub fn retire(&mut self, reason: EndReason) -> Retired<K> {
+        match core::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Idle => Retired::Nothing,
+            Phase::Gone => {
+                self.phase = Phase::Gone;
+                Retired::Nothing
+            }
+            Phase::Setup(setup) => Retired::Setup(setup.connections),
+            Phase::Running {
+                owner,
+                config,
+                attachment,
+                ..
+            } => {
+                self.phase = Phase::Draining {
+                    owner,
+                    config,
+                    attachment: attachment.clone(),
+                    reason,
+                };
+                Retired::Stopped(attachment)
+            }
+            Phase::Draining {
+                owner,
+                config,
+                attachment,
+                reason,
+            } => {
+                self.phase = Phase::Draining {
+                    owner,
+                    config,
+                    attachment: attachment.clone(),
+                    reason,
+                };
+                Retired::AlreadyDraining(attachment)
+            }
+        }
+    }
+
+    /// Ends a setup that no process can finish any more; a generation that was started stays.
+    pub fn abandon_setup(&mut self) -> Option<K::Connections> {
+        if !matches!(self.phase, Phase::Setup(_)) {
+            return None;
+        }
+        match core::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Setup(setup) => Some(setup.connections),
+            _ => None,
+        }
+    }
+
+    /// The generation has drained: the device is idle, or gone if it was to go with it. Returns why
+    /// the generation had ended.
+    pub fn drained(&mut self) -> Option<EndReason> {
+        match core::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Draining {
+                owner,
+                config,
+                reason,
+                ..
+            } => {
+                if config.destroy_on_disconnect {
+                    self.phase = Phase::Gone;
+                }
+                self.disk.detached();
+                // What could not be started may be tried again: it goes on with what was lost before.
+                let tried_again = reason == EndReason::StartFailed
+                    && self.last.as_ref().is_some_and(|last| {
+                        last.lost
+                            && last.owner == owner
+                            && last.size == config.size
+                            && last.block_size == config.block_size
+                    });
+                self.last = Some(Last {
+                    owner,
+                    size: config.size,
+                    block_size: config.block_size,
+                    lost: reason.is_loss() || tried_again,
+                    clear_due: true,
+                    unseen: None,
+                });
+                Some(reason)
+            }
+            other => {
+                self.phase = other;
+                None
+            }
+        }
+    }
+
+    /// As [`Lifecycle::drained`], with nobody there who would be told why: [`Lifecycle::resume`] tells.
+    pub fn drained_unseen(&mut self) -> Option<EndReason> {
+        let reason = self.drained()?;
+        if let Some(last) = &mut self.last {
+            last.unseen = Some(reason);
+        }
+        Some(reason)
+    }
+
+    /// What a process finds that calls `NBD_DO_IT`, and may have left that call before: the generation
+    /// that it has started, or how that has ended. None, if it is to start one.
+    pub fn resume(&mut self, caller: &K::Owner) -> Option<Resume<K>> {
+        match &self.phase {
+            Phase::Running {
+                owner,
+                interface: Interface::Ioctl,
+                attachment,
+                ..
+            } if owner == caller => Some(Resume::Runs(attachment.clone())),
+            // It has begun another one.
+            Phase::Setup(setup) if setup.owner == *caller && setup.connections.count() > 0 => None,
+            _ => {
+                let last = self.last.as_mut().filter(|last| last.owner == *caller)?;
+                last.unseen.take().map(Resume::Ended)
+            }
+        }
+    }
+
+    /// The last close of the device: what was said of exports without attaching any is forgotten.
+    pub fn forget_drafts(&mut self) {
+        self.drafts = Drafts::default();
+    }
+}
