@@ -98,6 +98,19 @@ impl fmt::Display for ProcessRef {
     }
 }
 
+impl Clone for ProcessRef {
+    #[inline]
+    fn clone(&self) -> Self {
+        // SAFETY: By the type invariant.
+        unsafe { extra::rnbd_helper_get_pid(self.pid.as_ptr()) };
+        // INVARIANT: The reference was taken above.
+        Self {
+            pid: self.pid,
+            name: self.name,
+        }
+    }
+}
+
 impl PartialEq for ProcessRef {
     #[inline]
     fn eq(&self, other: &Self) -> bool {

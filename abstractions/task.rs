@@ -38,12 +38,15 @@ pub(crate) fn must_leave() -> bool {
             let actions = (&raw const (*(*task).sighand).action).cast::<bindings::k_sigaction>();
             // In bounds: there is one for each signal, and the first signal is 1.
             let action = actions.add(signal as usize - 1);
-            (&raw const (*action).sa.sa_handler).cast::<usize>().read_volatile()
+            (&raw const (*action).sa.sa_handler)
+                .cast::<usize>()
+                .read_volatile()
         };
         if pending(bindings::SIGKILL) {
             return false;
         }
-        traced || !(1..=SIGNALS).any(|signal| pending(signal) && is_delivered(signal, handler(signal)))
+        traced
+            || !(1..=SIGNALS).any(|signal| pending(signal) && is_delivered(signal, handler(signal)))
     }
 }
 

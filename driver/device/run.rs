@@ -67,7 +67,9 @@ fn keep(device: &Device, attachment: &AttachmentRef) -> Result {
                 return answer(device, Some(attachment), reason);
             }
             // The kernel makes the call again, unless a handler has run.
-            Err(drain::Interrupted) if task::must_leave() && attachment.keeper.leave(attachment) => {
+            Err(drain::Interrupted)
+                if task::must_leave() && attachment.keeper.leave(attachment) =>
+            {
                 return Err(ERESTARTNOHAND);
             }
             Err(drain::Interrupted) => {
@@ -102,12 +104,7 @@ fn wait_until_asked(attachment: &Attachment) {
 
 /// Ends what is left of a generation. Tells why it ended.
 fn settle(device: &Device, attachment: &AttachmentRef) -> Option<EndReason> {
-    drain::run(
-        device,
-        attachment,
-        |life| life.drained(),
-        || None::<()>,
-    )
+    drain::run(device, attachment, |life| life.drained(), || None::<()>)
 }
 
 /// What the caller learns of a generation that has ended.

@@ -3,8 +3,8 @@
 //! How a generation ends, and how a setup does.
 
 use super::{
-    drafts::Drafts, lifecycle::Last, Connections, EndReason, Interface, Kinds, Lifecycle, Owner, Phase,
-    Resume, Retired,
+    lifecycle::Last, remembered::Remembered, Connections, EndReason, Interface, Kinds, Lifecycle,
+    Owner, Phase, Resume, Retired,
 };
 
 impl<K: Kinds> Lifecycle<K> {
@@ -26,8 +26,10 @@ impl<K: Kinds> Lifecycle<K> {
                 return Retired::Nothing;
             }
         }
-        if anothers && self.drafts.clear(caller) {
-            return Retired::Nothing;
+        if let Some(draft) = self.drafts.get(caller).filter(|_| anothers) {
+            if core::mem::take(&mut draft.clear_due) {
+                return Retired::Nothing;
+            }
         }
         match &mut self.phase {
             Phase::Setup(setup) if setup.owner == *caller => {
@@ -121,7 +123,6 @@ impl<K: Kinds> Lifecycle<K> {
                     block_size: config.block_size,
                     lost: reason.is_loss() || tried_again,
                     clear_due: true,
-                    unseen: None,
                 });
                 Some(reason)
             }
@@ -135,8 +136,8 @@ impl<K: Kinds> Lifecycle<K> {
     /// As [`Lifecycle::drained`], with nobody there who would be told why: [`Lifecycle::resume`] tells.
     pub fn drained_unseen(&mut self) -> Option<EndReason> {
         let reason = self.drained()?;
-        if let Some(last) = &mut self.last {
-            last.unseen = Some(reason);
+        if let Some(last) = &self.last {
+            self.unseen.put(last.owner.clone(), reason);
         }
         Some(reason)
     }
@@ -153,15 +154,13 @@ impl<K: Kinds> Lifecycle<K> {
             } if owner == caller => Some(Resume::Runs(attachment.clone())),
             // It has begun another one.
             Phase::Setup(setup) if setup.owner == *caller && setup.connections.count() > 0 => None,
-            _ => {
-                let last = self.last.as_mut().filter(|last| last.owner == *caller)?;
-                last.unseen.take().map(Resume::Ended)
-            }
+            _ => self.unseen.take(caller).map(Resume::Ended),
         }
     }
 
-    /// The last close of the device: what was said of exports without attaching any is forgotten.
-    pub fn forget_drafts(&mut self) {
-        self.drafts = Drafts::default();
+    /// The last close of the device: nobody is left who could go on with what is remembered.
+    pub fn forget_processes(&mut self) {
+        self.drafts = Remembered::default();
+        self.unseen = Remembered::default();
     }
 }

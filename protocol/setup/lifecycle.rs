@@ -8,8 +8,8 @@ use super::super::{
     request::Route,
 };
 use super::{
-    drafts::Drafts, Config, Configured, Connections, DiskState, DiskUse, EndReason, Failure,
-    Interface, Kinds, Owner, Phase, Refusal, Setup,
+    remembered::Remembered, Config, Configured, Connections, DiskState, DiskUse, EndReason,
+    Failure, Interface, Kinds, Owner, Phase, Refusal, Setup,
 };
 
 /// What is remembered of the last generation that ran.
@@ -21,8 +21,16 @@ pub(super) struct Last<K: Kinds> {
     pub(super) lost: bool,
     /// Its owner has not cleared the device since: clients do so when their generation has ended.
     pub(super) clear_due: bool,
-    /// Why it ended, if nobody was told yet.
-    pub(super) unseen: Option<EndReason>,
+}
+
+/// What a process has said of an export while another is setting the device up. Settings without a
+/// socket keep nobody out: whoever brings the first socket has the device, and each attaches what it
+/// has said itself.
+pub(super) struct Draft {
+    pub(super) config: Config,
+    /// Clients clear the device before they bring their sockets. That is not meant for another, who has
+    /// taken their place.
+    pub(super) clear_due: bool,
 }
 
 impl Interface {
@@ -52,7 +60,9 @@ pub struct Lifecycle<K: Kinds> {
     pub(super) generation: u64,
     pub(super) phase: Phase<K>,
     pub(super) last: Option<Last<K>>,
-    pub(super) drafts: Drafts<K>,
+    pub(super) drafts: Remembered<K, Draft>,
+    /// How generations ended whose tasks were away.
+    pub(super) unseen: Remembered<K, EndReason>,
     /// The disk that the device has.
     pub disk: DiskState,
 }
@@ -63,7 +73,8 @@ impl<K: Kinds> Default for Lifecycle<K> {
             generation: 0,
             phase: Phase::Idle,
             last: None,
-            drafts: Drafts::default(),
+            drafts: Remembered::default(),
+            unseen: Remembered::default(),
             disk: DiskState::default(),
         }
     }
@@ -109,18 +120,30 @@ impl<K: Kinds> Lifecycle<K> {
         let mut replaced = None;
         if fresh {
             self.generation = self.generation.wrapping_add(1);
-            let config = self.drafts.take(&caller).unwrap_or_default();
-            let setup = Setup {
-                config,
-                ..Setup::new(caller)
-            };
-            if let Phase::Setup(old) = core::mem::replace(&mut self.phase, Phase::Setup(setup)) {
-                replaced = Some(self.drafts.put(old));
-            }
+            let draft = self.drafts.take(&caller);
+            let mut setup = Setup::new(caller);
+            setup.config = draft.map_or_else(Config::default, |draft| draft.config);
+            replaced = self.replace(Phase::Setup(setup));
         }
         match &mut self.phase {
             Phase::Setup(setup) => Ok((setup, replaced)),
             _ => Err(Refusal::Running),
+        }
+    }
+
+    /// Goes on to the next phase. What is being set up is remembered, but for its connections: these are
+    /// returned.
+    pub(super) fn replace(&mut self, phase: Phase<K>) -> Option<K::Connections> {
+        match core::mem::replace(&mut self.phase, phase) {
+            Phase::Setup(old) => {
+                let draft = Draft {
+                    config: old.config,
+                    clear_due: true,
+                };
+                self.drafts.put(old.owner, draft);
+                Some(old.connections)
+            }
+            _ => None,
         }
     }
 
@@ -208,7 +231,10 @@ impl<K: Kinds> Lifecycle<K> {
             Phase::Setup(setup) if setup.is_protected() => return Err(Refusal::Owned.into()),
             Phase::Draining { .. } => return Err(Refusal::Draining.into()),
             Phase::Gone => return Err(Refusal::Gone.into()),
-            _ => self.drafts.get(&caller).unwrap_or_default(),
+            _ => {
+                let draft = self.drafts.get(&caller);
+                draft.map_or_else(Config::default, |draft| draft.config)
+            }
         };
         change(&mut changed).map_err(Failure::Step)?;
         let (setup, replaced) = self.own_setup(caller)?;

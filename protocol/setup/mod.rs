@@ -22,9 +22,9 @@
 //! shut down and dropped where that may sleep.
 
 mod disk;
-mod drafts;
 mod finish;
 mod lifecycle;
+mod remembered;
 mod start;
 
 pub use disk::{DiskPlan, DiskState};
@@ -38,7 +38,7 @@ use super::{
 use core::ffi::CStr;
 
 /// A process that sets a device up.
-pub trait Owner: PartialEq {
+pub trait Owner: Clone + PartialEq {
     /// Whether any thread of the process still runs.
     fn is_alive(&self) -> bool;
 

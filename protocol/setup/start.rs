@@ -3,8 +3,8 @@
 //! How a generation is started.
 
 use super::{
-    Config, Connected, Connections, DiskPlan, DiskUse, Failure, Interface, Kinds, Lifecycle, Owner, Phase,
-    Refusal, Setup,
+    Config, Connected, Connections, DiskPlan, DiskUse, Failure, Interface, Kinds, Lifecycle, Owner,
+    Phase, Refusal, Setup,
 };
 
 impl<K: Kinds> Lifecycle<K> {
@@ -126,10 +126,7 @@ impl<K: Kinds> Lifecycle<K> {
             config: setup.config,
             attachment: attachment.clone(),
         };
-        let replaced = match core::mem::replace(&mut self.phase, started) {
-            Phase::Setup(orphan) => Some(self.drafts.put(orphan)),
-            _ => None,
-        };
+        let replaced = self.replace(started);
         Ok(Connected {
             attachment,
             replaced,

@@ -62,7 +62,12 @@ fn retired(retired: Retired<World>) -> (Vec<u32>, Vec<u32>) {
 fn goes_without_caller(call: &Call) -> bool {
     matches!(
         call,
-        Call::Drained | Call::DrainedUnseen | Call::Detached | Call::Clean | Call::Arrive | Call::Anew
+        Call::Drained
+            | Call::DrainedUnseen
+            | Call::Detached
+            | Call::Clean
+            | Call::Arrive
+            | Call::Anew
     )
 }
 
@@ -195,8 +200,8 @@ impl Room {
                     self.life.disk.closed();
                     self.plain.close(number);
                     if self.life.disk.opens() == 0 {
-                        self.life.forget_drafts();
-                        self.plain.forget_drafts();
+                        self.life.forget_processes();
+                        self.plain.forget_processes();
                     }
                     if cleans {
                         self.clean(number)?;

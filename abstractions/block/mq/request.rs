@@ -362,10 +362,7 @@ impl<T: Operations> Request<T> {
     ///
     /// The caller owns a reference, which it does not use again. `end` may rely on it that the
     /// request is started, that there are no references to it, and that it was not ended.
-    pub(super) unsafe fn put(
-        obj: NonNull<Self>,
-        end: impl FnOnce(*mut bindings::request),
-    ) -> bool {
+    pub(super) unsafe fn put(obj: NonNull<Self>, end: impl FnOnce(*mut bindings::request)) -> bool {
         let rq = obj.as_ptr().cast::<bindings::request>();
         // SAFETY: By the safety requirement the caller owns a reference.
         let state = &unsafe { Self::pdu_of(rq) }.state;
@@ -398,7 +395,11 @@ impl<T: Operations> Request<T> {
     pub(super) fn release(this: ARef<Self>) -> bool {
         // SAFETY: The reference is the value's, which is used up. `complete` reads the outcome from
         // the private data.
-        unsafe { Self::put(ARef::into_raw(this), |rq| bindings::blk_mq_complete_request(rq)) }
+        unsafe {
+            Self::put(ARef::into_raw(this), |rq| {
+                bindings::blk_mq_complete_request(rq)
+            })
+        }
     }
 
     /// Hardware queue and tag in one number, which [`super::Disk::tag_to_rq`] takes.

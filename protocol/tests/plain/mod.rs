@@ -96,8 +96,8 @@ pub struct Plain {
     last: Option<Last>,
     /// The owner of that, until it has cleared.
     clear_due: Option<usize>,
-    /// How that ended, until its owner has asked; if it was not there at the end.
-    unseen: Option<EndReason>,
+    /// How generations ended whose owners were not there, until they ask.
+    unseen: Vec<(usize, EndReason)>,
     /// What processes have said whose place another has taken, and whether they have not cleared since.
     drafts: Vec<(usize, Settings, bool)>,
 }
@@ -118,7 +118,7 @@ impl Plain {
             disks: Vec::new(),
             last: None,
             clear_due: None,
-            unseen: None,
+            unseen: Vec::new(),
             drafts: Vec::new(),
         }
     }
@@ -203,8 +203,9 @@ impl Plain {
     }
 
     /// The last close.
-    pub fn forget_drafts(&mut self) {
+    pub fn forget_processes(&mut self) {
         self.drafts.clear();
+        self.unseen.clear();
     }
 
     /// The device becomes idle; its sockets are let go.
@@ -573,7 +574,6 @@ impl Plain {
         });
         self.leave_disk();
         self.clear_due = self.owner;
-        self.unseen = None;
         let goes = self.destroy;
         self.let_go();
         if goes {
@@ -584,8 +584,19 @@ impl Plain {
 
     /// Nobody is there who would be told why.
     pub fn drained_unseen(&mut self) -> Option<EndReason> {
+        let owner = self.owner;
         let reason = self.drained();
-        self.unseen = reason.or(self.unseen);
+        if let (Some(owner), Some(reason)) = (owner, reason) {
+            if self.people[owner].alive {
+                let people = &self.people;
+                self.unseen
+                    .retain(|unseen| people[unseen.0].alive && unseen.0 != owner);
+                if self.unseen.len() == 8 {
+                    self.unseen.remove(0);
+                }
+                self.unseen.push((owner, reason));
+            }
+        }
         reason
     }
 
@@ -596,9 +607,10 @@ impl Plain {
         }
         let has_begun_anew =
             self.phase == "setup" && self.owner == Some(who) && !self.sockets.is_empty();
-        match self.last {
-            Some(last) if last.owner == who && !has_begun_anew => self.unseen.take().map(Err),
-            _ => None,
+        if has_begun_anew {
+            return None;
         }
+        let place = self.unseen.iter().position(|unseen| unseen.0 == who)?;
+        Some(Err(self.unseen.remove(place).1))
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The tests, by subject.
 
+mod away;
 mod calls;
 mod claim;
 mod clients;
@@ -132,6 +133,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         end::TESTS,
         stuck::TESTS,
         draining::TESTS,
+        away::TESTS,
         claim::TESTS,
         data::TESTS,
         clients::TESTS,
