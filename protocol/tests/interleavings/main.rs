@@ -3,7 +3,8 @@
 //! Every interleaving, under loom, of what may happen to a request (invariant G5) and to a setup
 //! (invariants G1 to G3), and to a device's disk (G4).
 //!
-//! The logic is the module's own: [`rnbd_protocol::request`] and [`rnbd_protocol::setup`]. What
+//! The logic is the module's own: [`rnbd_protocol::request`], [`rnbd_protocol::setup`] and
+//! [`rnbd_protocol::end`]. What
 //! the driver does around it cannot run here, for it needs a kernel; [`block`], [`connection`],
 //! [`outbox`], [`transmit`], [`transport`], [`replace`], [`keeper`], [`rnbd`], [`netlink`] and [`disk`]
 //! retell it, function by function and in the same order: change them with it. [`nbd_ko`] does the
@@ -23,6 +24,7 @@
 #![cfg(not(miri))]
 
 mod attach;
+mod away;
 mod block;
 mod close;
 mod connection;
