@@ -3,18 +3,21 @@
 //! for the end rather than be refused (invariant G3), and a signal ends his wait.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::SaFlags;
 
 use super::{Context, Test};
 use crate::attach::{Setup, attaches_again, attaches_again_by};
 use crate::blocked::{Blocked, silent_server, stubborn_server};
-use crate::device::{Device, req, sysfs, wait_idle};
+use crate::device::{Device, open_direct, read_direct, req, sysfs, wait_idle};
 use crate::modules::Driver;
-use crate::process::{Child, alarm_storm, fork_child};
-use crate::server::{Export, Server, Transport};
+use crate::process::{Child, alarm_storm, fork_child, wait_for};
+use crate::server::{Command, Export, Peer, Request, Server, Transport};
 
 const BUSY_ON_NBD: &str = "EBUSY, until the last one is gone";
 
@@ -29,6 +32,16 @@ pub const TESTS: &[Test] = &[
         clear_restarts_nothing,
     )
     .known_on_nbd("it does not wait"),
+    Test::new(
+        "draining.answers",
+        "after NBD_DISCONNECT a server that answers one by one may go on, though that takes a while",
+        answers,
+    )
+    // No partition scan: its reads would have to be answered for the device to be opened.
+    .params("nbds_max=2 max_part=0")
+    .known_on_nbd("the sockets are shut down at once"),
+    Test::new("draining.dribble", "but not for ever, whatever it sends", dribble)
+        .params("nbds_max=2 max_part=0"),
 ];
 
 /// An attachment that ends, and what it waits for.
@@ -116,4 +129,71 @@ fn clear_restarts_nothing(_: &Context) -> Result<()> {
         }
     }
     bail!("no call of 20 gave EINTR")
+}
+
+/// A server that does nothing before it is told that nothing more comes, and then as `then` says with each request.
+fn late_server(
+    then: impl Fn(&mut Peer<'_>, &Request) -> std::io::Result<()> + Send + Sync + 'static,
+) -> Result<Server> {
+    Server::scripted(1 << 20, move |peer| {
+        let mut owed = Vec::new();
+        while let Some(request) = peer.request()? {
+            if request.command == Command::Disconnect {
+                for request in &owed {
+                    then(peer, request)?;
+                }
+            } else {
+                owed.push(request);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Direct reads of different places, all under way when this returns.
+fn readers(server: &Server, count: u64) -> Result<Vec<JoinHandle<std::io::Result<()>>>> {
+    let direct = Arc::new(open_direct("/dev/nbd0")?);
+    let start = |place: u64| {
+        let direct = direct.clone();
+        std::thread::spawn(move || read_direct(&direct, place << 14, 4096).map(drop))
+    };
+    let readers = (0..count).map(start).collect();
+    wait_for("the server to have all reads", || server.seen_of(Command::Read).len() as u64 == count)?;
+    Ok(readers)
+}
+
+fn disconnected_with(server: &Server, reads: u64) -> Result<Vec<std::io::Result<()>>> {
+    let mut client = Setup::for_server(server).attach_in_child(0, server)?;
+    let readers = readers(server, reads)?;
+    Device::open(0)?.ioctl(req::DISCONNECT, 0)?;
+    println!("the client ended as {:?}", client.wait()?);
+    wait_for("the reads to end", || readers.iter().all(JoinHandle::is_finished))?;
+    server.wait_closed()?;
+    wait_idle(0)?;
+    readers.into_iter().map(|reader| reader.join().map_err(|_| anyhow!("a reader panicked"))).collect()
+}
+
+fn answers(_: &Context) -> Result<()> {
+    let server = late_server(|peer, request| {
+        // All of them take longer than any silence may.
+        std::thread::sleep(Duration::from_millis(80));
+        peer.serve(request)
+    })?;
+    for (place, read) in disconnected_with(&server, 16)?.into_iter().enumerate() {
+        read.with_context(|| format!("read {place}"))?;
+    }
+    attaches_again()
+}
+
+fn dribble(_: &Context) -> Result<()> {
+    let server = late_server(|peer, request| {
+        for byte in peer.reply(request)? {
+            std::thread::sleep(Duration::from_millis(100));
+            peer.send(&[byte])?;
+        }
+        Ok(())
+    })?;
+    let reads = disconnected_with(&server, 1)?;
+    ensure!(reads.iter().all(Result::is_err), "a reply of seven minutes was waited for");
+    attaches_again()
 }

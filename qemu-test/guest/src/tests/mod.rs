@@ -24,6 +24,7 @@ mod params;
 mod persist;
 mod race;
 mod rnbdctl;
+mod settings;
 mod size;
 mod state;
 mod stuck;
@@ -130,6 +131,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         errors::TESTS,
         teardown::TESTS,
         own::TESTS,
+        settings::TESTS,
         end::TESTS,
         stuck::TESTS,
         draining::TESTS,
