@@ -108,14 +108,12 @@ void rnbd_helper_bdev_clear_read_only(struct block_device *bdev)
 	bdev_clear_flag(bdev, BD_READ_ONLY);
 }
 
-bool rnbd_helper_mapping_empty(struct address_space *mapping)
+/* bdev_set_nr_sectors(), which the block layer keeps for itself. */
+void rnbd_helper_bdev_set_nr_sectors(struct block_device *bdev, sector_t sectors)
 {
-	return mapping_empty(mapping);
-}
-
-void rnbd_helper_mapping_set_folio_min_order(struct address_space *mapping, unsigned int min)
-{
-	mapping_set_folio_min_order(mapping, min);
+	guard(spinlock)(&bdev->bd_size_lock);
+	i_size_write(bdev->bd_mapping->host, (loff_t)sectors << SECTOR_SHIFT);
+	bdev->bd_nr_sectors = sectors;
 }
 
 void rnbd_helper_queue_limits_cancel_update(struct request_queue *q)

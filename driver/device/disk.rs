@@ -15,6 +15,7 @@
 //! [`DiskState`]: crate::protocol::setup::DiskState
 
 use super::{
+    maker::DiskNeeds,
     owner::Lifecycle,
     slot::{Patience, Pending, Seen, Slot},
     Device,
@@ -26,7 +27,7 @@ use crate::{
         work::{WithWork, WorkFunc},
     },
     driver::nbd::Nbd,
-    protocol::setup::{DiskPlan, DiskUse, Refusal},
+    protocol::setup::{Config, DiskPlan, DiskUse, Refusal},
 };
 use kernel::{
     new_mutex,
@@ -102,10 +103,14 @@ impl Device {
     /// Makes the device's first disk, and adds it to the system, if it has none; for the module's start.
     /// Sleeps.
     pub(crate) fn add_disk(this: &Arc<Self>, nr_hw_queues: u32) -> Result {
+        let needs = DiskNeeds {
+            nr_hw_queues,
+            ..DiskNeeds::new(1, &Config::default())
+        };
         let mut slot = this.in_system.lock();
         if slot.disk.is_none() && slot.pending.is_none() {
             let serial = this.change(|life| life.disk.replace()).ok_or(EBUSY)?;
-            let disk = Self::make_disk(this, serial, nr_hw_queues)?;
+            let disk = Self::make_disk(this, serial, needs)?;
             this.install(&mut slot, disk, serial);
         }
         Ok(())
@@ -127,7 +132,15 @@ impl Device {
         let disk = disk?;
         let corpse = disk.get();
         disk.mark_dead();
-        disk.remove().drop_pages();
+        let remains = disk.remove();
+        remains.drop_pages();
+        if remains.is_open() {
+            // What is being written still comes. Without memory it stays until it is closed.
+            let _noio = MemallocNoio::save();
+            if let Ok(burial) = Arc::pin_init(WithWork::new(Burial(remains)), GFP_KERNEL) {
+                WithWork::queue_work(&burial, &self.maker.disks);
+            }
+        }
         corpse.bd_holder().is_some().then_some(corpse)
     }
 
@@ -137,7 +150,7 @@ impl Device {
         this: &'a Arc<Self>,
         mode: IoctlMode,
         patience: &mut Patience,
-        plan: impl FnOnce(&mut Lifecycle, DiskUse) -> Result<(DiskPlan, usize), Refusal>,
+        plan: impl FnOnce(&mut Lifecycle, DiskUse) -> Result<(DiskPlan, DiskNeeds), Refusal>,
     ) -> Result<Fitted<'a>, Unfit> {
         let mut slot = this.in_system.lock();
         let pending = match slot.pending.clone() {
@@ -148,11 +161,16 @@ impl Device {
                     // What has just been closed, while something else had a lock, is as good.
                     this.clean_in(disk);
                 }
-                let (plan, connections) = match this.change(|life| plan(life, disk_use)) {
+                let (mut plan, needs) = match this.change(|life| plan(life, disk_use)) {
                     Ok(planned) => planned,
                     Err(Refusal::Draining) => return Err(Unfit::Again),
                     Err(refusal) => return Err(Unfit::Refused(refusal)),
                 };
+                if let (DiskPlan::Keep, Some(disk)) = (plan, &slot.disk) {
+                    if !take_block_size(disk, needs.block_size).map_err(Unfit::Failed)? {
+                        plan = DiskPlan::Replace;
+                    }
+                }
                 if let (false, Some(disk)) = (plan == DiskPlan::Replace, &slot.disk) {
                     let disk = disk.get();
                     return Ok(Fitted {
@@ -162,19 +180,19 @@ impl Device {
                         plan,
                     });
                 }
-                let nr_hw_queues = u32::try_from(connections).unwrap_or(u32::MAX);
-                Replacement::begin(this, &mut slot, nr_hw_queues).map_err(Unfit::Failed)?
+                Replacement::begin(this, &mut slot, needs).map_err(Unfit::Failed)?
             }
         };
         drop(slot);
         match pending.wait(patience) {
             Seen::Done => Err(Unfit::Again),
-            Seen::Delayed => Err(Unfit::Refused(Refusal::NeedsDisk)),
+            Seen::Delayed(None) => Err(Unfit::Refused(Refusal::NeedsDisk)),
+            Seen::Delayed(Some(error)) => Err(Unfit::Failed(error)),
             Seen::Interrupted => Err(Unfit::Failed(ERESTARTSYS)),
         }
     }
 
-    fn make_disk(this: &Arc<Self>, serial: u64, nr_hw_queues: u32) -> Result<GenDisk<Nbd>> {
+    fn make_disk(this: &Arc<Self>, serial: u64, needs: DiskNeeds) -> Result<GenDisk<Nbd>> {
         let index = this.index();
         let maker = &this.maker;
         let data = try_init!(DiskData {
@@ -183,7 +201,7 @@ impl Device {
             partitioned: Atomic::new(false),
         }? Error);
         maker
-            .builder(index, nr_hw_queues)
+            .builder(index, needs)
             .build(maker.module, fmt!("nbd{index}"), maker.attributes, data)
             .inspect_err(|error| pr_err!("nbd{index}: cannot add the disk ({error:?})\n"))
     }
@@ -239,11 +257,24 @@ impl Device {
     }
 }
 
+/// Gives a disk that is kept the block size of its next generation, before that has a capacity. False if
+/// it is open with smaller blocks. Sleeps, for a bounded time.
+///
+/// In this order: after the limits are set none is opened with smaller ones.
+fn take_block_size(disk: &Disk<Nbd>, bytes: u32) -> Result<bool> {
+    if disk.logical_block_size() != bytes {
+        disk.update_limits(|limits| {
+            limits.block_size(bytes);
+        })?;
+    }
+    Ok(disk.page_cache_fits(bytes))
+}
+
 /// Gives a device another disk, in a worker.
 #[pin_data]
 struct Replacement {
     device: Arc<Device>,
-    nr_hw_queues: u32,
+    needs: DiskNeeds,
     pending: Arc<Pending>,
     /// The name of the new disk, and the one before; until the worker has begun.
     #[pin]
@@ -253,7 +284,7 @@ struct Replacement {
 impl Replacement {
     /// Begins to replace the disk in `slot`, to which nothing is attached. If that fails nothing is
     /// changed.
-    fn begin(device: &Arc<Device>, slot: &mut Slot, nr_hw_queues: u32) -> Result<Arc<Pending>> {
+    fn begin(device: &Arc<Device>, slot: &mut Slot, needs: DiskNeeds) -> Result<Arc<Pending>> {
         // What waits for memory may wait for a device of this driver.
         let _noio = MemallocNoio::save();
         let pending = Pending::new()?;
@@ -261,7 +292,7 @@ impl Replacement {
         let work = Arc::pin_init(
             WithWork::new(pin_init!(Self {
                 device: device.clone(),
-                nr_hw_queues,
+                needs,
                 pending: done,
                 disks <- new_mutex!(None, "rnbd::replacement"),
             })),
@@ -292,8 +323,14 @@ impl WorkFunc for Replacement {
         let device = &this.device;
         let mut made = None;
         for _ in 0..TRIES {
-            made = Device::make_disk(device, serial, this.nr_hw_queues).ok();
-            if made.is_some() || device.in_system.lock().closed {
+            match Device::make_disk(device, serial, this.needs) {
+                Ok(disk) => {
+                    made = Some(disk);
+                    break;
+                }
+                Err(error) => this.pending.note(error),
+            }
+            if device.in_system.lock().closed {
                 break;
             }
             fsleep(PAUSE);
@@ -315,6 +352,15 @@ impl WorkFunc for Replacement {
         if let Some(corpse) = corpse {
             drop_pages(&corpse);
         }
+    }
+}
+
+/// What is left of the disk of a device that has gone, and is open still.
+struct Burial(Corpse);
+
+impl WorkFunc for Burial {
+    fn run(this: &Arc<WithWork<Self>>) {
+        drop_pages(&this.0);
     }
 }
 

@@ -24,9 +24,8 @@ const MAX_RANGE_SECTORS: u32 = u32::MAX >> 9;
 /// Why a disk's geometry cannot be changed now.
 #[derive(Clone, Copy)]
 pub(crate) enum NotApplied {
-    /// The page cache has smaller blocks, and data that is not written or in use; or the blocks are to be
-    /// larger than a page.
-    PageCache(Error),
+    /// The disk is open, and its page cache has smaller blocks.
+    PageCache,
     /// Requests under way are not answered, or sysfs is being written to.
     Limits(Error),
 }
@@ -34,7 +33,8 @@ pub(crate) enum NotApplied {
 impl NotApplied {
     pub(crate) fn errno(self) -> Error {
         match self {
-            Self::PageCache(error) | Self::Limits(error) => error,
+            Self::PageCache => EBUSY,
+            Self::Limits(error) => error,
         }
     }
 }
@@ -42,9 +42,9 @@ impl NotApplied {
 impl fmt::Display for NotApplied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PageCache(error) => write!(
+            Self::PageCache => write!(
                 f,
-                "data is cached in smaller blocks, and in use or not written ({error:?}): sync and close, or attach anew"
+                "the device is open, and cached in smaller blocks: close it, or attach anew"
             ),
             Self::Limits(error) => write!(
                 f,
@@ -96,9 +96,11 @@ pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result<(), NotA
         return Ok(());
     };
     let block_size = config.block_size.bytes() as u32;
-    // Before the limits: blocks of the page cache may be larger than the disk's, and not smaller.
-    disk.raise_page_cache_block_size(block_size)
-        .map_err(NotApplied::PageCache)?;
+    // Blocks of the page cache may be larger than the disk's, and not smaller.
+    if !disk.page_cache_fits(block_size) {
+        return Err(NotApplied::PageCache);
+    }
+    let before = disk.logical_block_size();
     disk.update_limits(|limits| {
         // Read under the limits' lock: the last one to come sees what was said last.
         if let Some(config) = current_config(device, attachment) {
@@ -108,9 +110,14 @@ pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result<(), NotA
         }
     })
     .map_err(NotApplied::Limits)?;
-    // And after them: what was opened in between has a page cache by the old ones.
-    disk.raise_page_cache_block_size(block_size)
-        .map_err(NotApplied::PageCache)?;
+    // What was opened in between has a page cache by the old ones.
+    if !disk.page_cache_fits(block_size) {
+        disk.update_limits(|limits| {
+            limits.block_size(before);
+        })
+        .map_err(NotApplied::Limits)?;
+        return Err(NotApplied::PageCache);
+    }
     apply_size(device, attachment);
     Ok(())
 }

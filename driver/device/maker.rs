@@ -8,6 +8,7 @@ use crate::{
         workqueue::Workqueue,
     },
     driver::{nbd::Nbd, params::Params, wire::outbox::QUEUE_DEPTH},
+    protocol::setup::Config,
 };
 use kernel::{bindings, prelude::*, sync::Arc};
 
@@ -33,11 +34,31 @@ pub(crate) struct Maker {
     pub(crate) disks: Arc<Workqueue>,
 }
 
+/// What a disk must have from the start, for the generation that it is made for.
+#[derive(Clone, Copy)]
+pub(crate) struct DiskNeeds {
+    /// A hardware queue for each connection.
+    pub(crate) nr_hw_queues: u32,
+    /// In bytes.
+    pub(crate) block_size: u32,
+}
+
+impl DiskNeeds {
+    /// Those of a generation with so many connections.
+    pub(crate) fn new(connections: usize, config: &Config) -> Self {
+        Self {
+            nr_hw_queues: u32::try_from(connections).unwrap_or(u32::MAX),
+            block_size: config.block_size.bytes() as u32,
+        }
+    }
+}
+
 impl Maker {
     /// A disk of device `index`, to be made.
-    pub(crate) fn builder(&self, index: u32, nr_hw_queues: u32) -> GenDiskBuilder {
+    pub(crate) fn builder(&self, index: u32, needs: DiskNeeds) -> GenDiskBuilder {
         let mut limits = QueueLimits::new();
         limits
+            .block_size(needs.block_size)
             .max_hw_sectors(MAX_HW_SECTORS)
             .io_opt(IO_OPT)
             .max_segments(u16::MAX);
@@ -45,7 +66,7 @@ impl Maker {
             major: bindings::NBD_MAJOR,
             first_minor: index << self.params.part_shift,
             minors: self.params.minors(),
-            nr_hw_queues,
+            nr_hw_queues: needs.nr_hw_queues,
             queue_depth: QUEUE_DEPTH,
             // The server puts requests in order. And a scheduler has single requests handed out by
             // a worker, since the driver may sleep: two task switches more for each.

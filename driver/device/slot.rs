@@ -38,17 +38,25 @@ impl Slot {
 #[pin_data]
 pub(super) struct Pending {
     #[pin]
-    done: Mutex<bool>,
+    progress: Mutex<Progress>,
     #[pin]
-    done_changed: CondVar,
+    progress_changed: CondVar,
+}
+
+/// How far it has come.
+#[derive(Default)]
+struct Progress {
+    done: bool,
+    /// Why it could not be made at the last try.
+    error: Option<Error>,
 }
 
 /// What was seen of a [`Pending`].
 pub(super) enum Seen {
     /// It is done, whether or not there is a disk.
     Done,
-    /// It is not, after a while.
-    Delayed,
+    /// It is not, after a while; for this reason, if it could not be made so far.
+    Delayed(Option<Error>),
     /// A signal came first.
     Interrupted,
 }
@@ -66,28 +74,33 @@ impl Pending {
     pub(super) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                done <- new_mutex!(false, "rnbd::pending"),
-                done_changed <- new_condvar!("rnbd::pending_changed"),
+                progress <- new_mutex!(Progress::default(), "rnbd::pending"),
+                progress_changed <- new_condvar!("rnbd::pending_changed"),
             }),
             GFP_KERNEL,
         )
     }
 
+    /// It could not be made, and is tried again. May sleep.
+    pub(super) fn note(&self, error: Error) {
+        self.progress.lock().error = Some(error);
+    }
+
     /// It is done. May sleep.
     pub(super) fn finish(&self) {
-        *self.done.lock() = true;
-        self.done_changed.notify_all();
+        self.progress.lock().done = true;
+        self.progress_changed.notify_all();
     }
 
     /// Waits until it is done, as long as there is `patience`, of which this takes what it waits.
     /// Sleeps.
     pub(super) fn wait(&self, patience: &mut Patience) -> Seen {
-        let mut done = self.done.lock();
-        while !*done {
+        let mut progress = self.progress.lock();
+        while !progress.done {
             let left = patience.0;
             match self
-                .done_changed
-                .wait_interruptible_timeout(&mut done, left)
+                .progress_changed
+                .wait_interruptible_timeout(&mut progress, left)
             {
                 CondVarTimeoutResult::Woken { jiffies } => patience.0 = jiffies,
                 CondVarTimeoutResult::Timeout => {
@@ -97,17 +110,17 @@ impl Pending {
                 CondVarTimeoutResult::Signal { .. } => return Seen::Interrupted,
             }
         }
-        match *done {
+        match progress.done {
             true => Seen::Done,
-            false => Seen::Delayed,
+            false => Seen::Delayed(progress.error),
         }
     }
 
     /// Waits until it is done, however long that takes. Sleeps.
     pub(super) fn wait_done(&self) {
-        let mut done = self.done.lock();
-        while !*done {
-            self.done_changed.wait(&mut done);
+        let mut progress = self.progress.lock();
+        while !progress.done {
+            self.progress_changed.wait(&mut progress);
         }
     }
 }

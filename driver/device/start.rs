@@ -12,6 +12,7 @@ use super::{
     end,
     files::Files,
     geometry::{self, NotApplied},
+    maker::DiskNeeds,
     owner::{Lifecycle, Setup},
     refusal::refuse,
     slot::{Patience, Slot},
@@ -141,7 +142,8 @@ fn try_connect<'a>(
     // Refused before the disk is touched: a refusal changes nothing.
     let fitted = Device::fit_disk(device, IoctlMode::NOT_EXCL, patience, |life, disk_use| {
         let plan = life.plan_connect(&setup, disk_use)?;
-        Ok((plan, setup.connections.count()))
+        let needs = DiskNeeds::new(setup.connections.count(), &setup.config);
+        Ok((plan, needs))
     });
     let fitted = match fitted {
         Ok(fitted) => fitted,
@@ -180,7 +182,9 @@ pub(super) fn start(
         device.when_drained(|_| ())?;
         // Refused before the disk is touched: a refusal changes nothing.
         let fitted = Device::fit_disk(device, mode, &mut patience, |life, disk_use| {
-            life.plan_start(&ProcessRef::current(), disk_use)
+            let (plan, setup) = life.plan_start(&ProcessRef::current(), disk_use)?;
+            let needs = DiskNeeds::new(setup.connections.count(), &setup.config);
+            Ok((plan, needs))
         });
         let fitted = match fitted {
             Ok(fitted) => fitted,

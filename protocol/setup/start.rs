@@ -3,7 +3,7 @@
 //! How a generation is started.
 
 use super::{
-    Config, Connected, Connections, DiskPlan, DiskUse, Failure, Interface, Kinds, Lifecycle, Owner,
+    Config, Connected, DiskPlan, DiskUse, Failure, Interface, Kinds, Lifecycle, Owner,
     Phase, Refusal, Setup,
 };
 
@@ -29,7 +29,7 @@ impl<K: Kinds> Lifecycle<K> {
         &self,
         caller: &K::Owner,
         disk: DiskUse,
-    ) -> Result<(DiskPlan, usize), Refusal> {
+    ) -> Result<(DiskPlan, &Setup<K>), Refusal> {
         let setup = match &self.phase {
             Phase::Idle => return Err(Refusal::NoConnection),
             Phase::Running { interface, .. } => return Err(interface.in_use()),
@@ -44,7 +44,7 @@ impl<K: Kinds> Lifecycle<K> {
         }
         setup.may_start()?;
         let plan = self.plan(caller, &setup.config, disk)?;
-        Ok((plan, setup.connections.count()))
+        Ok((plan, setup))
     }
 
     /// Whether `setup` could be connected, and which disk it needs. See [`Lifecycle::connect`].

@@ -112,8 +112,8 @@ fn a_start_that_fails_leaves_the_disk_as_it_was() {
     set_up(&mut life, &owner, SIZE, BLOCK);
     let failed = life.start(owner.clone(), DiskUse::Shared, |_, _| Err("no memory"));
     assert_eq!(failed, Err(Failure::Step("no memory")));
-    let plan = life.plan_start(&owner, DiskUse::Shared);
-    assert_eq!(plan, Ok((DiskPlan::Keep, 1)));
+    let (plan, setup) = life.plan_start(&owner, DiskUse::Shared).unwrap();
+    assert_eq!((plan, setup.connections.count()), (DiskPlan::Keep, 1));
 }
 
 #[test]
@@ -345,10 +345,7 @@ fn a_cleaning_of_a_disk_that_is_gone_changes_nothing() {
     // Nor while there is none.
     life.disk.replace().unwrap();
     life.disk.cleaned(gone);
-    assert_eq!(
-        life.plan_start(&owner, DiskUse::Shared),
-        Ok((DiskPlan::Replace, 1))
-    );
+    assert_eq!(plan(&mut life, &owner), DiskPlan::Replace);
 }
 
 #[test]

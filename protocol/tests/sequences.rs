@@ -318,7 +318,10 @@ impl Room {
         (works, fits, disk): (bool, bool, DiskUse),
     ) -> Result<(), TestCaseError> {
         let mut plan = Ok((DiskPlan::Keep, 0));
-        as_caller(caller, || plan = self.life.plan_start(caller, disk));
+        as_caller(caller, || {
+            let planned = self.life.plan_start(caller, disk);
+            plan = planned.map(|(plan, setup)| (plan, setup.connections.count()));
+        });
         prop_assert_eq!(plan, self.plain.plan_start(who, disk));
         if let Ok((plan, _)) = plan {
             self.fit(plan, fits)?;

@@ -5,6 +5,7 @@
 //! C header: [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h)
 
 use super::{Disk, Operations};
+use crate::bindings as extra;
 use core::ptr::NonNull;
 use kernel::{bindings, fmt, sync::rcu};
 
@@ -23,6 +24,12 @@ impl Bdev {
 }
 
 impl Bdev {
+    /// Sets its size, in units of 512 bytes, as the block layer does with a partition's. Any context.
+    pub(super) fn set_nr_sectors(&self, sectors: u64) {
+        // SAFETY: The block device is valid.
+        unsafe { extra::rnbd_helper_bdev_set_nr_sectors(self.as_raw(), sectors) };
+    }
+
     /// Drops all pages of the page cache, written or not; but none of an exclusive holder's, which may
     /// have hold of buffers. Whether there were any. Sleeps, and waits for write-back that is under way.
     pub(super) fn drop_pages(&self) -> bool {
@@ -39,6 +46,12 @@ impl Bdev {
         }
     }
 }
+
+// SAFETY: A block device may be referred to and released anywhere.
+unsafe impl Send for Bdev {}
+
+// SAFETY: As above; what shared references allow is atomic, or under locks of the block device.
+unsafe impl Sync for Bdev {}
 
 impl Clone for Bdev {
     #[inline]

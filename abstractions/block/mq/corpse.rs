@@ -11,6 +11,8 @@ impl<T: Operations> GenDisk<T> {
         // First: partitions leave the disk's table with it.
         let mut bdevs = KVec::new();
         self.for_each_bdev(|bdev| {
+            // Nothing more is to be written to it. The disk itself is emptied by the block layer.
+            bdev.set_nr_sectors(0);
             // Without memory some keep their pages until they are closed.
             let _ = bdevs.push(bdev.clone(), GFP_KERNEL);
         });
@@ -26,6 +28,11 @@ impl<T: Operations> GenDisk<T> {
 pub(crate) struct Corpse(KVec<Bdev>);
 
 impl Corpse {
+    /// Whether one of them is open still. Another may be about to be closed.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.iter().any(Bdev::is_open)
+    }
+
     /// Drops their pages, written or not; but none of an exclusive holder's. Whether there were any.
     /// Sleeps, but for no I/O: all of it has ended with the disk.
     pub(crate) fn drop_pages(&self) -> bool {

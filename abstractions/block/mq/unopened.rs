@@ -24,12 +24,12 @@ pub(crate) struct Unopened<'a, T: Operations> {
 }
 
 /// The disk's `open_mutex`, held.
-struct OpenLocked<'a, T: Operations>(&'a Disk<T>);
+pub(super) struct OpenLocked<'a, T: Operations>(&'a Disk<T>, NotThreadSafe);
 
 impl<T: Operations> Drop for OpenLocked<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // SAFETY: It was taken by `try_unopened`, in this task.
+        // SAFETY: It was taken by `try_lock_open`, in this task.
         unsafe { bindings::mutex_unlock(&raw mut (*self.0.as_raw()).open_mutex) };
     }
 }
@@ -90,17 +90,20 @@ impl<T: Operations> Disk<T> {
     /// The proof that the disk is not open, if it is not, and if no other task holds its open lock: to
     /// open or close it, or for `sync`. Does not wait for such a task.
     pub(crate) fn try_unopened(&self) -> Option<Unopened<'_, T>> {
-        // SAFETY: The lock is part of the disk.
-        if unsafe { bindings::mutex_trylock(&raw mut (*self.as_raw()).open_mutex) } == 0 {
-            return None;
-        }
-        let locked = OpenLocked(self);
+        let locked = self.try_lock_open()?;
         // INVARIANT: The lock was taken above, and goes with the value.
         (self.openers() == 0).then_some(Unopened {
             disk: self,
             _locked: Some(locked),
             _not_send: NotThreadSafe,
         })
+    }
+
+    /// The disk's open lock, if no other task holds it.
+    pub(super) fn try_lock_open(&self) -> Option<OpenLocked<'_, T>> {
+        // SAFETY: The lock is part of the disk.
+        let locked = unsafe { bindings::mutex_trylock(&raw mut (*self.as_raw()).open_mutex) } != 0;
+        locked.then(|| OpenLocked(self, NotThreadSafe))
     }
 
     /// Gives the disk the next sequence number, by which user space tells that another medium is in
