@@ -167,7 +167,7 @@ impl Device {
                     Err(refusal) => return Err(Unfit::Refused(refusal)),
                 };
                 if let (DiskPlan::Keep, Some(disk)) = (plan, &slot.disk) {
-                    if !take_block_size(disk, needs.block_size).map_err(Unfit::Failed)? {
+                    if !take_block_size(disk, mode, needs.block_size).map_err(Unfit::Failed)? {
                         plan = DiskPlan::Replace;
                     }
                 }
@@ -257,17 +257,26 @@ impl Device {
     }
 }
 
-/// Gives a disk that is kept the block size of its next generation, before that has a capacity. False if
-/// it is open with smaller blocks. Sleeps, for a bounded time.
-///
-/// In this order: after the limits are set none is opened with smaller ones.
-fn take_block_size(disk: &Disk<Nbd>, bytes: u32) -> Result<bool> {
-    if disk.logical_block_size() != bytes {
-        disk.update_limits(|limits| {
-            limits.block_size(bytes);
-        })?;
+/// How long the open lock of a disk that is idle is waited for, in milliseconds.
+const OPEN_PATIENCE_MS: u32 = 1000;
+
+/// Gives a disk that is kept the block size of its next generation. False if that cannot be: it is open
+/// with smaller blocks; or somebody else has it exclusively, who may be about to mount it, and relies on
+/// what he has found. Sleeps, for a bounded time.
+fn take_block_size(disk: &Disk<Nbd>, mode: IoctlMode, bytes: u32) -> Result<bool> {
+    if disk.logical_block_size() == bytes {
+        return Ok(true);
     }
-    Ok(disk.page_cache_fits(bytes))
+    let Some(locked) = disk.lock_open_timeout(OPEN_PATIENCE_MS) else {
+        return Ok(false);
+    };
+    if (disk.bd_holder().is_some() && !mode.is_excl()) || !locked.page_cache_fits(bytes) {
+        return Ok(false);
+    }
+    disk.update_limits(|limits| {
+        limits.block_size(bytes);
+    })?;
+    Ok(true)
 }
 
 /// Gives a device another disk, in a worker.

@@ -3,8 +3,8 @@
 //! How a generation is started.
 
 use super::{
-    Config, Connected, DiskPlan, DiskUse, Failure, Interface, Kinds, Lifecycle, Owner,
-    Phase, Refusal, Setup,
+    Config, Connected, DiskPlan, DiskUse, Failure, Interface, Kinds, Lifecycle, Owner, Phase,
+    Refusal, Setup,
 };
 
 impl<K: Kinds> Lifecycle<K> {

@@ -9,7 +9,7 @@
 //!
 //! C header: [`include/linux/pagemap.h`](srctree/include/linux/pagemap.h)
 
-use super::{bdev::Bdev, Disk, Operations};
+use super::{bdev::Bdev, unopened::OpenLocked, Disk, Operations};
 
 impl<T: Operations> Disk<T> {
     /// The logical block size, in bytes. Any context.
@@ -24,22 +24,36 @@ impl<T: Operations> Disk<T> {
     /// Does not wait. If it holds for the logical block size it goes on to hold: none is made smaller than
     /// that one.
     pub(crate) fn page_cache_fits(&self, bytes: u32) -> bool {
-        let bits = bytes.trailing_zeros();
-        // So that none is just being opened.
-        let locked = self.try_lock_open();
-        let mut fits = true;
-        self.for_each_bdev(|bdev| {
-            fits &= u32::from(bdev.blkbits()) >= bits || (locked.is_some() && !bdev.is_open());
-        });
-        fits
+        match self.try_lock_open() {
+            Some(locked) => locked.page_cache_fits(bytes),
+            // One that is not open may just be being opened.
+            None => self.all_bdevs(|bdev| bdev.has_blocks_of(bytes)),
+        }
+    }
+
+    fn all_bdevs(&self, test: impl Fn(&Bdev) -> bool) -> bool {
+        let mut all = true;
+        self.for_each_bdev(|bdev| all &= test(bdev));
+        all
+    }
+}
+
+impl<T: Operations> OpenLocked<'_, T> {
+    /// As [`Disk::page_cache_fits`].
+    pub(crate) fn page_cache_fits(&self, bytes: u32) -> bool {
+        self.disk()
+            .all_bdevs(|bdev| bdev.has_blocks_of(bytes) || !bdev.is_open())
     }
 }
 
 impl Bdev {
-    /// Blocks of the page cache have 2^this bytes.
-    fn blkbits(&self) -> u8 {
+    /// Whether blocks of the page cache have at least so many bytes.
+    fn has_blocks_of(&self, bytes: u32) -> bool {
         // SAFETY: The block device is valid, and so are its page cache and inode. It is a plain number.
-        unsafe { (&raw const (*(*(*self.as_raw()).bd_mapping).host).i_blkbits).read_volatile() }
+        let bits = unsafe {
+            (&raw const (*(*(*self.as_raw()).bd_mapping).host).i_blkbits).read_volatile()
+        };
+        u32::from(bits) >= bytes.trailing_zeros()
     }
 
     /// Whether it is open, itself or, for a whole disk, a partition. Stable only under the open lock.

@@ -6,7 +6,12 @@
 
 use super::{Disk, Operations};
 use crate::bindings as extra;
-use kernel::{bindings, prelude::*, types::NotThreadSafe};
+use kernel::{
+    bindings,
+    prelude::*,
+    time::{delay::fsleep, Delta},
+    types::NotThreadSafe,
+};
 
 /// Proof that a disk is not open, neither itself nor a partition, and is not opened meanwhile.
 ///
@@ -23,8 +28,16 @@ pub(crate) struct Unopened<'a, T: Operations> {
     _not_send: NotThreadSafe,
 }
 
-/// The disk's `open_mutex`, held.
-pub(super) struct OpenLocked<'a, T: Operations>(&'a Disk<T>, NotThreadSafe);
+/// The disk's `open_mutex`, held: nobody opens or closes it, or a partition, and nobody becomes its
+/// exclusive user.
+pub(crate) struct OpenLocked<'a, T: Operations>(&'a Disk<T>, NotThreadSafe);
+
+impl<T: Operations> OpenLocked<'_, T> {
+    #[inline]
+    pub(super) fn disk(&self) -> &Disk<T> {
+        self.0
+    }
+}
 
 impl<T: Operations> Drop for OpenLocked<'_, T> {
     #[inline]
@@ -104,6 +117,17 @@ impl<T: Operations> Disk<T> {
         // SAFETY: The lock is part of the disk.
         let locked = unsafe { bindings::mutex_trylock(&raw mut (*self.as_raw()).open_mutex) } != 0;
         locked.then(|| OpenLocked(self, NotThreadSafe))
+    }
+
+    /// The same, after so many milliseconds at most. Sleeps.
+    pub(crate) fn lock_open_timeout(&self, ms: u32) -> Option<OpenLocked<'_, T>> {
+        for _ in 0..ms {
+            if let Some(locked) = self.try_lock_open() {
+                return Some(locked);
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        self.try_lock_open()
     }
 
     /// Gives the disk the next sequence number, by which user space tells that another medium is in

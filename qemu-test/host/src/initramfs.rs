@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use archive::{Node, Tree};
 
 /// Kernel modules that a test may want; the drivers under test are not among them.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 17] = [
     "brd",
     "btrfs",
     "dm-crypt",
@@ -27,9 +27,12 @@ const MODULES: [&str; 14] = [
     "dm-zero",
     "ext4",
     "loop",
+    "nls_ascii",
+    "nls_cp437",
     "null_blk",
     "raid1",
     "ublk_drv",
+    "vfat",
     "xfs",
 ];
 

@@ -8,6 +8,7 @@ mod continued;
 mod frozen;
 mod image;
 mod md;
+mod mounting;
 mod numbers;
 mod old_opens;
 mod partitions;
@@ -19,7 +20,7 @@ mod writes;
 
 use super::Test;
 
-pub const TESTS: [&[Test]; 12] = [
+pub const TESTS: [&[Test]; 13] = [
     partitions::TESTS,
     old_opens::TESTS,
     writes::TESTS,
@@ -27,6 +28,7 @@ pub const TESTS: [&[Test]; 12] = [
     md::TESTS,
     continued::TESTS,
     block_size::TESTS,
+    mounting::TESTS,
     seen::TESTS,
     frozen::TESTS,
     numbers::TESTS,

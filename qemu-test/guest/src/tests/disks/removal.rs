@@ -50,7 +50,45 @@ pub const TESTS: &[Test] = &[
         read_only,
     )
     .known_on_nbd("it stays read-only"),
+    Test::new(
+        "disks.dead_partition",
+        "a partition of a disk that is gone takes no data, which nobody would ever write back",
+        |_| dead_partition(0),
+    )
+    .known_on_nbd(crate::tests::teardown::EBUSY_FOR_EVER),
+    Test::new("disks.dead_partition_destroyed", "nor does one of a device that is gone", |_| {
+        dead_partition(client_flag::DESTROY_ON_DISCONNECT)
+    })
+    .known_on_nbd(crate::tests::teardown::EBUSY_FOR_EVER),
 ];
+
+fn dead_partition(flags: u64) -> Result<()> {
+    let options = [client_flags(flags)];
+    let a = Image::new(0xa)?;
+    let mut table = [0; 512];
+    table[446 + 4] = 0x83;
+    table[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+    table[446 + 12..446 + 16].copy_from_slice(&16384u32.to_le_bytes());
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    a.server.export().write(0, &table)?;
+    let attached = Attached::new(&a.server, 1, &options)?;
+    drop(Device::open(0)?);
+    wait_for("the partition", || Path::new("/dev/nbd0p1").exists())?;
+    let old = File::options().read(true).write(true).open("/dev/nbd0p1")?;
+    old.write_all_at(&[0x11; 4096], 0).context("while it was there")?;
+    attached.disconnect()?;
+    a.server.wait_closed()?;
+    let b = Image::new(0xb)?;
+    let attached = Attached::new(&b.server, 1, &options)?;
+    let written = old.write_at(&[0xee; 1 << 16], 1 << 20);
+    let errno = written.as_ref().err().and_then(std::io::Error::raw_os_error);
+    ensure!(matches!(errno, Some(libc::ENOSPC | libc::EIO)), "a write gave {written:?}");
+    drop(old);
+    b.reads("/dev/nbd0")?;
+    attached.disconnect()?;
+    b.server.wait_closed()?;
+    b.untouched()
+}
 
 fn throttled_close(context: &Context) -> Result<()> {
     const LENGTH: usize = 1 << 20;
