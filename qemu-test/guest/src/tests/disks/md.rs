@@ -50,8 +50,8 @@ impl Mirror {
     const SYNC: i32 = 1 << 2;
 
     fn new() -> Result<Mirror> {
-        if let Err(error) = run("modprobe", &["raid1"]) {
-            return skip(format!("this kernel has no RAID: {error:#}"));
+        if run("modprobe", &["raid1"]).is_err() {
+            return skip("this kernel has no raid1");
         }
         wait_for("the last array to go", || !Path::new(Mirror::NODE).exists())?;
         std::fs::write("/sys/module/md_mod/parameters/new_array", "md0").context("a new array")?;
