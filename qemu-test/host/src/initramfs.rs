@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use archive::{Node, Tree};
 
 /// Kernel modules that a test may want; the drivers under test are not among them.
-const MODULES: [&str; 13] = [
+const MODULES: [&str; 14] = [
     "brd",
     "btrfs",
     "dm-crypt",
@@ -28,6 +28,7 @@ const MODULES: [&str; 13] = [
     "ext4",
     "loop",
     "null_blk",
+    "raid1",
     "ublk_drv",
     "xfs",
 ];

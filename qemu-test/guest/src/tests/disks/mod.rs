@@ -7,6 +7,7 @@ mod block_size;
 mod continued;
 mod frozen;
 mod image;
+mod md;
 mod numbers;
 mod old_opens;
 mod partitions;
@@ -18,11 +19,12 @@ mod writes;
 
 use super::Test;
 
-pub const TESTS: [&[Test]; 11] = [
+pub const TESTS: [&[Test]; 12] = [
     partitions::TESTS,
     old_opens::TESTS,
     writes::TESTS,
     stacked::TESTS,
+    md::TESTS,
     continued::TESTS,
     block_size::TESTS,
     seen::TESTS,

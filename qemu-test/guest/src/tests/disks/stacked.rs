@@ -96,7 +96,7 @@ fn loop_mounted(context: &Context) -> Result<()> {
 }
 
 /// Attaching `image` must be refused with EBUSY, and the log says that `holder` has the device.
-fn refused(image: &Image, holder: &str, checks: &mut Checks) -> Result<()> {
+pub fn refused(image: &Image, holder: &str, checks: &mut Checks) -> Result<()> {
     let mut log = Log::from_now()?;
     let error = match image.attach() {
         Ok(_) => bail!("another image was attached under {holder}"),
