@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How long attaching, the first read and detaching take, by netlink and by ioctl.
+//! How long attaching, the first read and detaching take, by netlink and by ioctl, after whatever the last attachment left.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use netlink_packet_core::DefaultNla;
 
+use super::Subject;
 use super::job::SIZE;
 use super::memory::Memory;
 use super::meter::{Meter, now};
@@ -22,6 +24,92 @@ pub struct Latencies {
     /// From the same start as `connect`, and with it.
     pub first_read: Vec<u64>,
     pub disconnect: Vec<u64>,
+}
+
+/// What the last attachment leaves to the next one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    Nothing,
+    /// Somebody who has its disk open.
+    Opener,
+    /// A disk that has had partitions. The next one has them as well.
+    Partitions,
+}
+
+impl Left {
+    pub const ALL: [Left; 3] = [Left::Nothing, Left::Opener, Left::Partitions];
+
+    /// Whether that can be measured: nbd.ko attaches nothing that somebody has open.
+    pub fn suits(self, subject: Subject) -> bool {
+        (self, subject) != (Left::Opener, Subject::Nbd)
+    }
+
+    /// How many there may be (`max_part`).
+    pub fn partitions(self) -> u32 {
+        if self == Left::Partitions { 3 } else { 0 }
+    }
+
+    /// The interface, and what was left, as a line has it.
+    pub fn after(self, interface: &str) -> String {
+        match self {
+            Left::Nothing => interface.to_owned(),
+            Left::Opener => format!("{interface}, the last disk still open"),
+            Left::Partitions => format!("{interface}, the last disk with partitions"),
+        }
+    }
+}
+
+/// Has attachments leave it.
+struct Leaver<'a> {
+    left: Left,
+    memory: &'a Memory,
+    held: Option<File>,
+}
+
+const SECTOR: usize = 512;
+
+impl Leaver<'_> {
+    fn new(left: Left, memory: &Memory) -> Result<Leaver<'_>> {
+        let leaver = Leaver { left, memory, held: None };
+        if left == Left::Partitions {
+            let mut table = [0; SECTOR];
+            for (place, start) in [(446, 2048u32), (462, 4096)] {
+                table[place + 4] = 0x83;
+                table[place + 8..place + 12].copy_from_slice(&start.to_le_bytes());
+                table[place + 12..place + 16].copy_from_slice(&2048u32.to_le_bytes());
+            }
+            table[510..].copy_from_slice(&[0x55, 0xaa]);
+            leaver.store(&table)?;
+        }
+        Ok(leaver)
+    }
+
+    fn store(&self, sector: &[u8; SECTOR]) -> Result<()> {
+        let range = self.memory.range(0, SECTOR).context("an export without a sector")?;
+        self.memory.store(&range, sector);
+        Ok(())
+    }
+
+    /// The device is attached, and was opened and read.
+    fn attached(&mut self) -> Result<()> {
+        match self.left {
+            Left::Nothing => {}
+            // The last one is let go.
+            Left::Opener => self.held = Some(File::open(device::node(0))?),
+            Left::Partitions => {
+                ensure!(device::sysfs(0, "nbd0p2/size").is_some(), "the second partition is not there")
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Leaver<'_> {
+    fn drop(&mut self) {
+        if self.left == Left::Partitions {
+            let _ = self.store(&[0; SECTOR]);
+        }
+    }
 }
 
 /// What CONNECT is told beside sockets and size.
@@ -67,31 +155,45 @@ impl Latencies {
         index: u32,
         connections: usize,
         memory: &Arc<Memory>,
+        attached: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let server = server(memory, connections)?;
         let start = now();
         self.connect.push(connect(client, index, &server, connections)?);
         read(index)?;
         self.first_read.push(now() - start);
+        attached()?;
         self.disconnect.push(disconnect(client, index)?);
         server.ended()?;
         until("the device to be idle", || !device::attached(index))
     }
+
+    /// Without the first time, which came after something else.
+    fn without_first(mut self) -> Latencies {
+        for times in [&mut self.connect, &mut self.first_read, &mut self.disconnect] {
+            times.remove(0);
+        }
+        self
+    }
 }
 
 /// So many times by netlink.
-pub fn by_netlink(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
+pub fn by_netlink(memory: &Arc<Memory>, times: usize, left: Left) -> Result<Latencies> {
     let client = netlink::Client::open()?;
+    let mut leaver = Leaver::new(left, memory)?;
     let mut found = Latencies::default();
-    (0..times).try_for_each(|_| found.once_by_netlink(&client, 0, 1, memory))?;
-    Ok(found)
+    for _ in 0..=times {
+        found.once_by_netlink(&client, 0, 1, memory, || leaver.attached())?;
+    }
+    Ok(found.without_first())
 }
 
 /// From the first ioctl until the device shows its size, and on until something is read; from NBD_DISCONNECT until
 /// NBD_DO_IT and the NBD_CLEAR_SOCK after it, as clients do it, have returned.
-pub fn by_ioctl(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
+pub fn by_ioctl(memory: &Arc<Memory>, times: usize, left: Left) -> Result<Latencies> {
+    let mut leaver = Leaver::new(left, memory)?;
     let mut found = Latencies::default();
-    for _ in 0..times {
+    for _ in 0..=times {
         let server = server(memory, 1)?;
         let device = Device::open(0)?;
         let start = now();
@@ -118,6 +220,7 @@ pub fn by_ioctl(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
         ensure!(!client.is_finished(), "NBD_DO_IT returned at once: {:?}", client.join());
         read(0)?;
         found.first_read.push(now() - start);
+        leaver.attached()?;
         let start = now();
         device.ioctl(req::DISCONNECT, 0).context("NBD_DISCONNECT")?;
         let result = client.join().map_err(|_| anyhow!("the client panicked"))?;
@@ -127,7 +230,7 @@ pub fn by_ioctl(memory: &Arc<Memory>, times: usize) -> Result<Latencies> {
         server.ended()?;
         until("the device to be idle", || !device::attached(0))?;
     }
-    Ok(found)
+    Ok(found.without_first())
 }
 
 /// Waits without a pause, which would be measured too.

@@ -58,7 +58,7 @@ pub enum Line<'a> {
     Latency {
         round: usize,
         subject: Subject,
-        interface: &'static str,
+        interface: String,
         #[serde(flatten)]
         latencies: Latencies,
     },

@@ -32,7 +32,7 @@ use crate::netlink;
 use crate::process::wait_for;
 use job::{Extent, Job, SIZE, Serves};
 use kernel::Sampler;
-use latency::{Latencies, until};
+use latency::{Latencies, Left, until};
 use line::Line;
 use memory::Memory;
 use meter::Measured;
@@ -189,14 +189,21 @@ impl Round<'_> {
         };
         load(driver, &args.modules)?;
         jobs.iter().try_for_each(measure)?;
+        unload(driver)?;
         if args.attaches > 0 && self.round.is_some() {
-            self.latency("netlink", latency::by_netlink(self.memory, args.attaches)?)?;
-            self.latency("ioctl", latency::by_ioctl(self.memory, args.attaches)?)?;
+            for left in Left::ALL.into_iter().filter(|left| left.suits(self.subject)) {
+                load_with(driver, &args.modules, left.partitions())?;
+                let netlink = latency::by_netlink(self.memory, args.attaches, left);
+                self.latency(left.after("netlink"), netlink.context("by netlink")?)?;
+                let ioctl = latency::by_ioctl(self.memory, args.attaches, left);
+                self.latency(left.after("ioctl"), ioctl.context("by ioctl")?)?;
+                unload(driver)?;
+            }
         }
-        unload(driver)
+        Ok(())
     }
 
-    fn latency(&self, interface: &'static str, latencies: Latencies) -> Result<()> {
+    fn latency(&self, interface: String, latencies: Latencies) -> Result<()> {
         let Some(round) = self.round else { return Ok(()) };
         Line::Latency { round, subject: self.subject, interface, latencies }.print()
     }
@@ -273,7 +280,11 @@ fn attached_to(server: &Server, connections: usize, body: impl FnOnce() -> Resul
 }
 
 fn load(driver: Driver, modules: &Path) -> Result<()> {
-    driver.load(modules, "nbds_max=1 max_part=0")?;
+    load_with(driver, modules, 0)
+}
+
+fn load_with(driver: Driver, modules: &Path, partitions: u32) -> Result<()> {
+    driver.load(modules, &format!("nbds_max=1 max_part={partitions}"))?;
     wait_for("/dev/nbd0", || device::node(0).exists())
 }
 

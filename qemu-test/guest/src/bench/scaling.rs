@@ -117,7 +117,7 @@ impl Point<'_> {
         let servers = others.clone().map(attach).collect::<Result<Vec<_>>>()?;
         let mut found = Latencies::default();
         for _ in 0..ATTACHES {
-            found.once_by_netlink(&client, devices - 1, connections, self.memory)?;
+            found.once_by_netlink(&client, devices - 1, connections, self.memory, || Ok(()))?;
         }
         others.clone().try_for_each(|index| latency::disconnect(&client, index).map(drop))?;
         servers.into_iter().try_for_each(|server| server.ended().map(drop))?;

@@ -113,7 +113,7 @@ pub struct Latency {
     pub round: usize,
     /// Whose.
     pub subject: Subject,
-    /// netlink or ioctl.
+    /// netlink or ioctl, and after what.
     pub interface: String,
     /// Nanoseconds, each of them.
     pub connect: Vec<u64>,

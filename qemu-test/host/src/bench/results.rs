@@ -266,7 +266,16 @@ fn job(name: &str, samples: &[&Sample], kernel: &[Kernel], turns: bool) -> JobRe
 
 fn latencies(lines: &[Latency]) -> Vec<LatencyResult> {
     let mut results = Vec::new();
-    for interface in ["netlink", "ioctl"] {
+    // In the order in which they are measured, whoever of the two has more of them.
+    let mut interfaces: Vec<&str> = Vec::new();
+    for subject in [Subject::Rnbd, Subject::Nbd] {
+        for line in lines.iter().filter(|line| line.subject == subject) {
+            if !interfaces.contains(&&*line.interface) {
+                interfaces.push(&line.interface);
+            }
+        }
+    }
+    for interface in interfaces {
         for (operation, of) in [
             ("connect", (|line| &line.connect) as fn(&Latency) -> &Vec<u64>),
             ("connect and first read", |line| &line.first_read),

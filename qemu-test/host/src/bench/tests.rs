@@ -17,6 +17,7 @@ const LINES: &str = r#"
 {"type":"sample","round":0,"subject":"limit","name":"read-4k","kind":"read","block":4096,"depth":4,"connections":1,"transport":"unix","serves":"memory","bytes":40960,"requests":10,"nanoseconds":50000,"server_nanoseconds":20000,"busy_nanoseconds":50000,"connections_used":null}
 {"type":"latency","round":0,"subject":"nbd","interface":"netlink","connect":[1000,3000,2000],"first_read":[4000],"disconnect":[5000]}
 {"type":"latency","round":0,"subject":"rnbd","interface":"netlink","connect":[500,1500,1000],"first_read":[4000],"disconnect":[5000]}
+{"type":"latency","round":0,"subject":"rnbd","interface":"netlink, held","connect":[9000],"first_read":[9000],"disconnect":[9000]}
 {"type":"scaling","round":0,"subject":"nbd","axis":"devices","count":64,"block":4096,"bytes":40960,"requests":10,"nanoseconds":300000,"server_nanoseconds":0,"busy_nanoseconds":0,"connect":[7000],"disconnect":[8000]}
 {"type":"scaling","round":0,"subject":"nbd","axis":"devices","count":1,"block":4096,"bytes":40960,"requests":10,"nanoseconds":200000,"server_nanoseconds":0,"busy_nanoseconds":0,"connect":[6000],"disconnect":[8000]}
 {"type":"queue","subject":"nbd","connections":1,"attributes":[["scheduler","none"]]}
@@ -49,6 +50,9 @@ fn what_the_guest_says_is_worked_out() {
     let connect = &results.latencies[0];
     assert_eq!((connect.operation, connect.times[&Subject::Rnbd].0), ("connect", 1.0));
     assert!((connect.speedup.unwrap().mean - 2.0).abs() < 1e-9);
+    let held = &results.latencies[3];
+    assert_eq!((&*held.interface, held.times[&Subject::Rnbd].0), ("netlink, held", 9.0));
+    assert!(!held.times.contains_key(&Subject::Nbd) && held.speedup.is_none());
     let scaling: Vec<_> = results.scaling.iter().map(|point| (&*point.axis, point.count)).collect();
     assert_eq!(scaling, [("devices", 1), ("devices", 64)]);
     assert!((results.scaling[1].costs[&Subject::Nbd].cost.median - 30.0).abs() < 1e-9);
@@ -58,8 +62,15 @@ fn what_the_guest_says_is_worked_out() {
 fn tables_and_plots_have_all_of_it() {
     let boots = [results(Measure::Instructions), results(Measure::Time)];
     let markdown = table::markdown(&boots);
-    for part in ["## Instructions", "## Time", "| read-4k ", "in time", "2.00 [2.00, 2.00]", "| 64 devices "]
-    {
+    for part in [
+        "## Instructions",
+        "## Time",
+        "| read-4k ",
+        "in time",
+        "2.00 [2.00, 2.00]",
+        "| 64 devices ",
+        "| connect by netlink, held ",
+    ] {
         assert!(markdown.contains(part), "{part} is not in\n{markdown}");
     }
     let folder = tempfile::tempdir().unwrap();
