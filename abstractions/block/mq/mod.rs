@@ -19,6 +19,7 @@
 mod attribute;
 mod bdev;
 mod completion;
+mod corpse;
 mod gen_disk;
 mod limits;
 mod operations;
@@ -26,12 +27,14 @@ mod page_cache;
 mod queue;
 mod request;
 mod request_data;
+mod tag_set;
 mod unopened;
 
 pub(crate) use attribute::{Attribute, AttributeFile, AttributeGroup, DeviceAttribute};
 pub(crate) use bdev::IoctlMode;
 pub(crate) use completion::end_batch;
-pub(crate) use gen_disk::{Corpse, Disk, GenDisk, GenDiskBuilder};
+pub(crate) use corpse::Corpse;
+pub(crate) use gen_disk::{Disk, GenDisk, GenDiskBuilder};
 pub(crate) use limits::{max_block_size, QueueLimits};
 pub(crate) use operations::{OpenMode, Operations, Timeout};
 pub(crate) use request::{Op, Outcome, Request, Status};

@@ -5,10 +5,10 @@
 //!
 //! The logic is the module's own: [`rnbd_protocol::request`] and [`rnbd_protocol::setup`]. What
 //! the driver does around it cannot run here, for it needs a kernel; [`block`], [`connection`],
-//! [`outbox`], [`transmit`], [`transport`], [`replace`], [`keeper`], [`rnbd`], [`netlink`] and [`disk`]
-//! retell it, function by function and in the same order: change them with it. [`nbd_ko`] does the
-//! same for the C driver's rules, and [`rules`] takes single rules of ours away, to show that the
-//! harness sees what is wrong then.
+//! [`outbox`], [`transmit`], [`transport`], [`replace`], [`keeper`], [`rnbd`], [`netlink`], [`disk`]
+//! and [`gendisk`] retell it, function by function and in the same order: change them with it.
+//! [`nbd_ko`] does the same for the C driver's rules, and [`rules`] takes single rules of ours away,
+//! to show that the harness sees what is wrong then.
 //!
 //! Time is not part of it: what the driver waits for no longer than so many seconds is over here
 //! at any moment.
@@ -30,6 +30,7 @@ mod device;
 mod disk;
 mod end;
 mod explore;
+mod gendisk;
 mod handover;
 mod keeper;
 mod nbd_ko;

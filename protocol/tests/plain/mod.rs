@@ -4,7 +4,10 @@
 //! driver but its refusals. Slow, and that does not matter.
 
 pub mod calls;
+mod disk;
+mod end;
 
+use disk::Disk;
 use rnbd_protocol::setup::{DiskPlan, DiskUse, EndReason, Refusal};
 
 /// What a process may say of an export.
@@ -57,17 +60,6 @@ fn may_have(sockets: usize, flags: u32) -> Result<(), Refusal> {
         _ if flags & CAN_MULTI_CONN != 0 => Ok(()),
         _ => Err(Refusal::NotMultiConn),
     }
-}
-
-/// A disk that the device has or had. The device has the last of them, if that is `there`.
-struct Disk {
-    there: bool,
-    /// A generation has been on it since it came, or since it was last cleaned.
-    stained: bool,
-    /// A generation is on it.
-    busy: bool,
-    /// How often it is open.
-    opens: u32,
 }
 
 /// A generation that ran and is gone.
@@ -385,151 +377,5 @@ impl Plain {
         self.owner = Some(who);
         self.enter_disk();
         Answer::Done(self.sockets.clone())
-    }
-
-    /// The disk that the device has.
-    fn disk(&self) -> Option<&Disk> {
-        self.disks.last().filter(|disk| disk.there)
-    }
-
-    fn disk_for(&self, goes_on: bool) -> DiskPlan {
-        match self.disk() {
-            None => DiskPlan::Replace,
-            Some(disk) if !disk.stained => DiskPlan::Keep,
-            Some(_) if goes_on => DiskPlan::Continue,
-            Some(_) => DiskPlan::Replace,
-        }
-    }
-
-    /// False if there is no disk as was planned.
-    fn fit(&mut self, plan: DiskPlan, fits: bool) -> bool {
-        if plan != DiskPlan::Replace {
-            return true;
-        }
-        if let Some(last) = self.disks.last_mut() {
-            last.there = false;
-        }
-        self.disks.push(Disk {
-            there: fits,
-            stained: false,
-            busy: false,
-            opens: 0,
-        });
-        fits
-    }
-
-    fn enter_disk(&mut self) {
-        if let Some(disk) = self.disks.last_mut() {
-            disk.stained = true;
-            disk.busy = true;
-        }
-    }
-
-    /// All requests of the generation that drains are done.
-    pub fn leave_disk(&mut self) {
-        if let Some(disk) = self.disks.last_mut() {
-            disk.busy = false;
-        }
-    }
-
-    /// How many disks there were.
-    pub fn disks(&self) -> usize {
-        self.disks.len()
-    }
-
-    pub fn has_disk(&self, number: usize) -> bool {
-        self.disks[number].there
-    }
-
-    pub fn is_open(&self, number: usize) -> bool {
-        self.disks[number].opens > 0
-    }
-
-    /// How often all disks are open.
-    pub fn opens(&self) -> u32 {
-        self.disks.iter().map(|disk| disk.opens).sum()
-    }
-
-    pub fn open(&mut self, number: usize) {
-        self.disks[number].opens += 1;
-    }
-
-    pub fn close(&mut self, number: usize) {
-        self.disks[number].opens -= 1;
-    }
-
-    /// Somebody has seen that the disk is not open, and cleans it; if it is the device's, and no
-    /// generation is on it.
-    pub fn clean(&mut self, number: usize) {
-        let disk = &mut self.disks[number];
-        if disk.there && !disk.busy {
-            disk.stained = false;
-        }
-    }
-
-    /// Gives the sockets to dispose of, and those of the attachment that drains.
-    pub fn retire(&mut self, reason: EndReason) -> (Vec<u32>, Vec<u32>) {
-        match self.phase {
-            "setup" => return (self.let_go(), vec![]),
-            "running" => {
-                self.phase = "draining";
-                self.reason = Some(reason);
-            }
-            _ => {}
-        }
-        (vec![], self.sockets.clone())
-    }
-
-    /// The owner of a generation that has ended may clear once more without hitting the next living
-    /// owner.
-    pub fn clear(&mut self, who: usize) -> (Vec<u32>, Vec<u32>) {
-        let others = self.owner.is_some_and(|o| o != who && self.people[o].alive);
-        if self.clear_due == Some(who) {
-            self.clear_due = None;
-            if others {
-                return (vec![], vec![]);
-            }
-        }
-        if self.phase == "setup" && self.owner == Some(who) {
-            self.generation += 1;
-            return (std::mem::take(&mut self.sockets), vec![]);
-        }
-        self.retire(EndReason::Cleared)
-    }
-
-    pub fn abandon(&mut self) -> Vec<u32> {
-        match self.phase {
-            "setup" => self.let_go(),
-            _ => vec![],
-        }
-    }
-
-    pub fn drained(&mut self) -> Option<EndReason> {
-        if self.phase != "draining" {
-            return None;
-        }
-        let lost = [EndReason::ConnectionsLost, EndReason::TimedOut];
-        let (size, block_size, ..) = self.settings;
-        let before = self.last;
-        self.last = self.owner.map(|owner| Last {
-            owner,
-            size,
-            block_size,
-            lost: self.reason.is_some_and(|reason| lost.contains(&reason))
-                // What did not come up may be tried again.
-                || self.reason == Some(EndReason::StartFailed)
-                    && before.is_some_and(|last| {
-                        last.lost
-                            && (last.owner, last.size, last.block_size) == (owner, size, block_size)
-                    }),
-        });
-        self.leave_disk();
-        self.clear_due = self.owner;
-        let goes = self.destroy;
-        self.let_go();
-        if goes {
-            self.phase = "gone";
-        }
-        self.reason.take()
     }
 }
