@@ -22,47 +22,31 @@ pub(crate) fn must_leave() -> bool {
     let task = Task::current_raw();
     // SAFETY: The current task's `signal` and `sighand` are there, and no other task changes these
     // pointers. What they point to is read without the lock, word by word: a look at a state that may be
-    // another one the next moment.
+    // another one the next moment. There is an action for each signal of a set.
     unsafe {
         let own = words(&raw const (*task).pending.signal);
         let shared = words(&raw const (*(*task).signal).shared_pending.signal);
         let blocked = words(&raw const (*task).blocked);
         // Whoever traces it gets all other signals first, and may keep them.
         let traced = (&raw const (*task).ptrace).read_volatile() != 0;
-        let pending = |signal: u32| {
-            let (word, bit) = (word(signal), bit(signal));
-            let has = |set: &Words| set.get(word).is_some_and(|word| word & bit != 0);
-            (has(&own) || has(&shared)) && !has(&blocked)
-        };
-        let handler = |signal: u32| {
-            let actions = (&raw const (*(*task).sighand).action).cast::<bindings::k_sigaction>();
-            // In bounds: there is one for each signal, and the first signal is 1.
-            let action = actions.add(signal as usize - 1);
-            (&raw const (*action).sa.sa_handler)
-                .cast::<usize>()
-                .read_volatile()
-        };
-        if pending(bindings::SIGKILL) {
-            return false;
-        }
-        traced
-            || !(1..=SIGNALS).any(|signal| pending(signal) && is_delivered(signal, handler(signal)))
+        let actions = (&raw const (*(*task).sighand).action).cast::<bindings::k_sigaction>();
+        let sets = own.into_iter().zip(shared).zip(blocked);
+        let pending = sets.map(|((own, shared), blocked)| (own | shared) & !blocked);
+        let bits = pending.flat_map(|word| {
+            (0..ffi::c_ulong::BITS).map(move |bit| word.wrapping_shr(bit) & 1 != 0)
+        });
+        let mut signals = bits.enumerate().filter(|(_, pending)| *pending);
+        !signals.any(|(index, _)| {
+            // The first signal is 1.
+            let signal = (index as u32).wrapping_add(1);
+            let handler = (&raw const (*actions.add(index)).sa.sa_handler).cast::<usize>();
+            signal == bindings::SIGKILL || !traced && is_delivered(signal, handler.read_volatile())
+        })
     }
 }
 
 /// The words of a `sigset_t`.
 type Words = [ffi::c_ulong; size_of::<bindings::sigset_t>() / size_of::<ffi::c_ulong>()];
-
-/// `_NSIG`.
-const SIGNALS: u32 = (size_of::<bindings::sigset_t>() * 8) as u32;
-
-const fn word(signal: u32) -> usize {
-    (signal as usize - 1) / ffi::c_ulong::BITS as usize
-}
-
-const fn bit(signal: u32) -> ffi::c_ulong {
-    1 << ((signal - 1) % ffi::c_ulong::BITS)
-}
 
 /// # Safety
 ///

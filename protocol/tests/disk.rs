@@ -6,7 +6,9 @@ mod world;
 
 use rnbd_protocol::{
     geometry::{BlockSize, ExportSize},
-    setup::{DiskPlan, DiskState, DiskUse, EndReason, Failure, Lifecycle, Refusal, Setup},
+    setup::{
+        Connections, DiskPlan, DiskState, DiskUse, EndReason, Failure, Lifecycle, Refusal, Setup,
+    },
 };
 use world::{add, connect, next_disk, start, start_under, Numbers, Process, World};
 
