@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
     .quick()
     .known_on_nbd(ENDS_ON_NBD),
     Test::new("away.traced", "so does a tracer that attaches to it and lets it go", |_| {
-        goes_on(|client| attach_tracer(client).map(drop), |client| detach_tracer(client))
+        goes_on(|client| attach_tracer(client).map(drop), detach_tracer)
     })
     .known_on_nbd(ENDS_ON_NBD),
     Test::new("away.traced_calls", "so does one that looks at all its calls, as strace does", traced_calls)
@@ -232,7 +232,7 @@ fn often(context: &Context) -> Result<()> {
 
 /// What the client told before it ended, which it has done.
 fn told(client: &mut Child) -> Result<String> {
-    let told = client.next_line().map_or_else(|error| format!("{error:#}"), |line| line);
+    let told = client.next_line().unwrap_or_else(|error| format!("{error:#}"));
     client.wait()?;
     Ok(told)
 }

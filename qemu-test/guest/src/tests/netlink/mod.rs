@@ -14,6 +14,7 @@ mod input;
 mod input_change;
 mod load;
 mod mixed;
+mod parked;
 mod processes;
 mod replace;
 mod resize;
@@ -28,7 +29,7 @@ use crate::netlink::{
     Answer, Client, Family, Message, Status, attr, attr_nested, attr_u8, attr_u32, command, to_bytes,
 };
 
-pub const TESTS: [&[Test]; 16] = [
+pub const TESTS: [&[Test]; 17] = [
     family::TESTS,
     status::TESTS,
     attach::TESTS,
@@ -36,6 +37,7 @@ pub const TESTS: [&[Test]; 16] = [
     input_change::TESTS,
     backend::TESTS,
     replace::TESTS,
+    parked::TESTS,
     processes::TESTS,
     timeout::TESTS,
     resize::TESTS,
