@@ -10,9 +10,10 @@ mod close;
 mod concurrent;
 pub mod destroy;
 mod family;
+mod handover;
 mod input;
 mod input_change;
-mod load;
+pub mod load;
 mod mixed;
 mod processes;
 mod replace;
@@ -28,7 +29,7 @@ use crate::netlink::{
     Answer, Client, Family, Message, Status, attr, attr_nested, attr_u8, attr_u32, command, to_bytes,
 };
 
-pub const TESTS: [&[Test]; 16] = [
+pub const TESTS: [&[Test]; 17] = [
     family::TESTS,
     status::TESTS,
     attach::TESTS,
@@ -36,6 +37,7 @@ pub const TESTS: [&[Test]; 16] = [
     input_change::TESTS,
     backend::TESTS,
     replace::TESTS,
+    handover::TESTS,
     processes::TESTS,
     timeout::TESTS,
     resize::TESTS,
