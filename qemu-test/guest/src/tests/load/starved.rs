@@ -146,7 +146,7 @@ fn requests() -> Result<(u64, u64)> {
 }
 
 /// A process that has all memory but [`LEFT`].
-fn hog() -> Result<Child> {
+pub fn hog() -> Result<Child> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("meminfo")?;
     let available: usize = line.trim().trim_end_matches(" kB").parse()?;
