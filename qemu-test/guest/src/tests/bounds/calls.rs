@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use super::scene::{Hands, SIZE};
 use crate::device::{io_errno, raw_ioctl, read_direct, req};
 use crate::netlink::{Client, attr, attr_flag, attr_u64};
-use crate::process::{Child, describe_task, fork_child, patient, wait_for_within};
+use crate::process::{Child, describe_task, fork_child, patient, pipe, wait_for_within};
 use crate::tests::netlink::attached::{connect_sockets, fds};
 
 /// What can be asked of a device, or of the machine that has it.
@@ -282,8 +282,14 @@ impl Call {
 
     /// Has a process make it. What the process needs it has from `hands`.
     pub fn begin(self, hands: &mut Hands) -> Result<Made> {
-        let keep = hands.keep();
+        let (go, mut told) = pipe()?;
+        let mut keep = hands.keep();
+        keep.push(go.as_raw_fd());
+        if self == Call::Close {
+            keep.extend(descriptors([hands.spare.as_ref()]));
+        }
         let mut child = fork_child(&keep, |ready| {
+            io::Read::read_exact(&mut &go, &mut [0])?;
             self.prepare(hands)?;
             ready.tell("begins")?;
             let start = Instant::now();
@@ -292,9 +298,10 @@ impl Call {
             Ok(())
         })?;
         if self == Call::Close {
-            // It is the child's alone, to be closed.
+            // The child's is the last one then.
             hands.spare = None;
         }
+        io::Write::write_all(&mut told, &[1])?;
         child.expect_line("begins").with_context(|| self.name())?;
         Ok(Made { call: self, child, begun: Instant::now() })
     }

@@ -42,7 +42,7 @@ const STALLED: u8 = 3;
 pub struct Hands {
     pub device: Option<Device>,
     pub direct: Option<File>,
-    /// To be closed.
+    /// To be closed: no other process has it.
     pub spare: Option<File>,
     /// To a server that does its part.
     pub sockets: Vec<OwnedFd>,
@@ -66,7 +66,7 @@ impl Hands {
     }
 
     pub fn keep(&self) -> Vec<RawFd> {
-        let files = [self.device.as_ref().map(Device::file), self.direct.as_ref(), self.spare.as_ref()];
+        let files = [self.device.as_ref().map(Device::file), self.direct.as_ref()];
         let mut keep = descriptors(files);
         keep.extend(crate::tests::netlink::attached::fds(&self.sockets));
         keep
