@@ -11,13 +11,15 @@ pub enum Condition {
     DeadWaiting,
     HolderStopped,
     HolderFrozen,
+    ClientStopped,
+    ClientFrozen,
     LimitsWriter,
     ScanWaiting,
     MemoryShort,
 }
 
 impl Condition {
-    pub const ALL: [Condition; 11] = [
+    pub const ALL: [Condition; 13] = [
         Condition::Silent,
         Condition::Slow,
         Condition::NotReading,
@@ -26,6 +28,8 @@ impl Condition {
         Condition::DeadWaiting,
         Condition::HolderStopped,
         Condition::HolderFrozen,
+        Condition::ClientStopped,
+        Condition::ClientFrozen,
         Condition::LimitsWriter,
         Condition::ScanWaiting,
         Condition::MemoryShort,
@@ -42,6 +46,8 @@ impl Condition {
             Condition::DeadWaiting => "dead_waiting",
             Condition::HolderStopped => "holder_stopped",
             Condition::HolderFrozen => "holder_frozen",
+            Condition::ClientStopped => "client_stopped",
+            Condition::ClientFrozen => "client_frozen",
             Condition::LimitsWriter => "limits_writer",
             Condition::ScanWaiting => "scan_waiting",
             Condition::MemoryShort => "memory_short",
@@ -51,6 +57,11 @@ impl Condition {
     /// Whether all connections are gone. What was attached by ioctl ends then.
     pub fn is_lost(self) -> bool {
         matches!(self, Condition::HalfClosed | Condition::Dead | Condition::DeadWaiting)
+    }
+
+    /// Whether it is the client that does not run, so that there must be one.
+    pub fn is_clients(self) -> bool {
+        matches!(self, Condition::ClientStopped | Condition::ClientFrozen)
     }
 
     /// What it is.
@@ -68,6 +79,10 @@ impl Condition {
                 "the server does its part; who has the device open is stopped (SIGSTOP)"
             }
             Condition::HolderFrozen => "the same, in a frozen cgroup",
+            Condition::ClientStopped => {
+                "the server does its part; the client in NBD_DO_IT is stopped (SIGSTOP)"
+            }
+            Condition::ClientFrozen => "the same, in a frozen cgroup",
             Condition::LimitsWriter => "silent, and a task writes to `queue/max_sectors_kb`",
             Condition::ScanWaiting => {
                 "silent, and an `open` waits for the partition table, another with O_EXCL for that"

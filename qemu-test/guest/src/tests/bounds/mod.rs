@@ -27,6 +27,8 @@ pub const TESTS: &[Test] = &[
     of("bounds.dead_waiting", Condition::DeadWaiting, |context| run(context, Condition::DeadWaiting)),
     of("bounds.holder_stopped", Condition::HolderStopped, |context| run(context, Condition::HolderStopped)),
     of("bounds.holder_frozen", Condition::HolderFrozen, |context| run(context, Condition::HolderFrozen)),
+    of("bounds.client_stopped", Condition::ClientStopped, |context| run(context, Condition::ClientStopped)),
+    of("bounds.client_frozen", Condition::ClientFrozen, |context| run(context, Condition::ClientFrozen)),
     of("bounds.limits_writer", Condition::LimitsWriter, |context| run(context, Condition::LimitsWriter)),
     of("bounds.scan_waiting", Condition::ScanWaiting, |context| run(context, Condition::ScanWaiting)),
     of("bounds.memory_short", Condition::MemoryShort, |context| run(context, Condition::MemoryShort)),
@@ -51,7 +53,9 @@ fn run(context: &Context, condition: Condition) -> Result<()> {
     ours_only(context)?;
     let stage = Stage::new(context, condition)?;
     let mut run = Run { condition, stage, checks: Checks::default(), made: 0 };
-    run.together(Interface::Netlink)?;
+    if !condition.is_clients() {
+        run.together(Interface::Netlink)?;
+    }
     if !condition.is_lost() {
         run.together(Interface::Ioctl)?;
     }
@@ -68,7 +72,7 @@ impl Run {
     /// Whether nothing else can be done with the scene after it, or beside it.
     fn is_alone(&self, call: Call) -> bool {
         match call {
-            Call::IoctlDisconnect => self.condition.is_lost(),
+            Call::IoctlDisconnect => self.condition.is_lost() || self.condition.is_clients(),
             Call::ClearSock
             | Call::ConnectAnew
             | Call::Handover
@@ -82,7 +86,11 @@ impl Run {
     }
 
     fn by(&self, call: Call) -> Interface {
-        if call.is_ioctl() && !self.condition.is_lost() { Interface::Ioctl } else { Interface::Netlink }
+        match self.condition {
+            condition if condition.is_clients() => Interface::Ioctl,
+            condition if !condition.is_lost() && call.is_ioctl() => Interface::Ioctl,
+            _ => Interface::Netlink,
+        }
     }
 
     /// One scene for all that leave it as it is: one by one those that end by themselves, then the others all at once,
@@ -105,9 +113,10 @@ impl Run {
                 made.push(call.begin(&mut scene.hands)?);
             }
         }
-        match by {
-            Interface::Netlink => self.end_by_disconnect(&mut scene, made)?,
-            Interface::Ioctl => self.ends(&mut scene, Call::IoctlDisconnect)?,
+        if by == Interface::Netlink || self.condition.is_clients() {
+            self.end_by_disconnect(&mut scene, made)?;
+        } else {
+            self.ends(&mut scene, Call::IoctlDisconnect)?;
         }
         self.stage.end(scene)
     }

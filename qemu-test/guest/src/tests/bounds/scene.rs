@@ -111,7 +111,7 @@ impl Stage {
             driver: context.driver,
             other: Server::new(Export::memory(SIZE)?),
             group: match condition {
-                Condition::HolderFrozen => Some(Cgroup::new(context, "")?),
+                Condition::HolderFrozen | Condition::ClientFrozen => Some(Cgroup::new(context, "")?),
                 _ => None,
             },
             _hog: match condition {
@@ -213,11 +213,18 @@ impl Stage {
             }
             Condition::HolderFrozen => {
                 let holder = holder()?;
-                let group = self.group.take().context("the group is in use")?;
-                group.add(holder.pid())?;
-                group.freeze(true)?;
+                scene.frozen = Some(self.freeze(&holder)?);
                 scene.holder = Some(holder);
-                scene.frozen = Some(group);
+                Ok(())
+            }
+            Condition::ClientStopped => {
+                let client = scene.waiting.first().context("there is no client")?;
+                kill(Pid::from_raw(client.pid()), Signal::SIGSTOP)?;
+                wait_state(client, "state T")
+            }
+            Condition::ClientFrozen => {
+                let client = scene.waiting.first().context("there is no client")?;
+                scene.frozen = Some(self.freeze(client)?);
                 Ok(())
             }
             Condition::LimitsWriter => {
@@ -247,6 +254,13 @@ impl Stage {
         }
     }
 
+    fn freeze(&mut self, child: &Child) -> Result<Cgroup> {
+        let group = self.group.take().context("the group is in use")?;
+        group.add(child.pid())?;
+        group.freeze(true)?;
+        Ok(group)
+    }
+
     /// It is over, whatever is attached; nobody waits any more.
     pub fn end(&mut self, mut scene: Scene) -> Result<()> {
         let end = if scene.hands.device.is_some() { Call::ClearSock } else { Call::Disconnect };
@@ -261,6 +275,10 @@ impl Stage {
             holder.kill()?;
         }
         for child in &mut scene.waiting {
+            // A client may be stopped.
+            if !child.ended() {
+                kill(Pid::from_raw(child.pid()), Signal::SIGCONT)?;
+            }
             child.wait().context("who waited for the server still does")?;
         }
         for writer in &scene.writers {

@@ -48,6 +48,8 @@ pub fn bound(call: Call, condition: Condition) -> Bound {
         Call::LastClose => match condition {
             Condition::HolderStopped
             | Condition::HolderFrozen
+            | Condition::ClientStopped
+            | Condition::ClientFrozen
             | Condition::LimitsWriter
             | Condition::ScanWaiting => NotApplicable(OPEN_ELSEWHERE),
             _ => by_server(condition),
@@ -73,7 +75,9 @@ fn waits(condition: Condition) -> bool {
         | Condition::HalfClosed
         | Condition::Dead
         | Condition::HolderStopped
-        | Condition::HolderFrozen => false,
+        | Condition::HolderFrozen
+        | Condition::ClientStopped
+        | Condition::ClientFrozen => false,
     }
 }
 
@@ -90,6 +94,12 @@ fn by_server(condition: Condition) -> Bound {
 pub fn answer(call: Call, condition: Condition) -> Option<Answer> {
     match call {
         Call::Connect => Some(Err(Errno::EBUSY)),
+        // It was attached by ioctl then, which these are not for.
+        Call::Reconfigure | Call::ReconfigureBlockSize | Call::ReconfigureSockets | Call::Handover
+            if condition.is_clients() =>
+        {
+            Some(Err(Errno::EINVAL))
+        }
         // Attached by netlink then, which these are not for.
         Call::SetSock | Call::DoIt | Call::SetBlksize | Call::SetTimeout | Call::SetFlags
             if condition.is_lost() =>
