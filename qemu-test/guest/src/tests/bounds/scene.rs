@@ -29,7 +29,9 @@ use crate::tests::netlink::load::{Writer, fill};
 
 pub const SIZE: u64 = 64 << 20;
 const CONNECTIONS: usize = 2;
-/// Half of what the machine has left.
+/// What the machine has left, and how much of that is written to the device. The processes of a test need some too, and
+/// the debug kernel most of all.
+const LEFT: usize = 128 << 20;
 const DIRTY: u64 = 40 << 20;
 const SLOW: Duration = Duration::from_millis(200);
 
@@ -115,7 +117,7 @@ impl Stage {
                 _ => None,
             },
             _hog: match condition {
-                Condition::MemoryShort => Some(hog()?),
+                Condition::MemoryShort => Some(hog(LEFT)?),
                 _ => None,
             },
         })
