@@ -12,6 +12,7 @@ pub(crate) mod bottom_half;
 pub(crate) mod bvec;
 pub(crate) mod capability;
 pub(crate) mod compat;
+pub(crate) mod deadline;
 pub(crate) mod iov;
 pub(crate) mod kthread;
 pub(crate) mod memalloc;

@@ -10,7 +10,8 @@
 use super::{presence::Presence, Attachment, AttachmentRef};
 use crate::{
     abstractions::{
-        block::mq::Disk, compat::error::code::ENOTCONN, kthread::Thread, net::socket::Socket,
+        block::mq::Disk, compat::error::code::ENOTCONN, deadline::Deadline, kthread::Thread,
+        net::socket::Socket,
     },
     driver::{
         nbd::{answer, Nbd},
@@ -26,7 +27,6 @@ use crate::{
 use kernel::{
     prelude::*,
     sync::{Arc, MutexGuard},
-    time::{delay::fsleep, Delta},
 };
 
 /// How long the server behind an old socket has to answer what it was asked.
@@ -34,9 +34,6 @@ const HANDOVER_GRACE_MS: u32 = 2000;
 
 /// How long those that send on old sockets have to finish, all together.
 const SENDERS_GRACE_MS: u32 = 1000;
-
-/// How often it is looked whether they have.
-const TICK: Delta = Delta::from_millis(1);
 
 /// Which connections get another socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +82,7 @@ fn put_all<'a>(
         return Err(ENOTCONN);
     }
     let mut sockets = sockets.into_iter();
-    let mut grace = SENDERS_GRACE_MS;
+    let grace = Deadline::after(SENDERS_GRACE_MS);
     let scopes: &[bool] = match scope {
         Scope::Dead => &[true],
         Scope::All => &[true, false],
@@ -102,20 +99,20 @@ fn put_all<'a>(
             let Some(socket) = sockets.next() else {
                 return Ok(());
             };
-            let replaced = put(attachment, &mut presence, connection, socket, &mut grace)?;
+            let replaced = put(attachment, &mut presence, connection, socket, &grace)?;
             old.push(replaced, GFP_KERNEL)?;
         }
     }
     Ok(())
 }
 
-/// Gives one connection another socket. A task that sends on the old one has `grace` left, in ms.
+/// Gives one connection another socket. A task that sends on the old one has until `grace` is over.
 fn put<'a>(
     attachment: &'a AttachmentRef,
     presence: &mut Presence<Attachment>,
     connection: &'a ConnectionRef,
     socket: Socket,
-    grace: &mut u32,
+    grace: &Deadline,
 ) -> Result<OldLink<'a>> {
     let place = presence
         .receivers
@@ -174,37 +171,25 @@ fn put<'a>(
     })
 }
 
-/// Waits for the task that sends on a connection, while there is `grace`, in ms, and takes from that
-/// what it waits. If the task waits for the server, its link is killed.
-fn lock_sender<'a>(connection: &'a Connection, grace: &mut u32) -> MutexGuard<'a, Tx> {
+/// Waits for the task that sends on a connection, until `grace` is over. If the task waits for the
+/// server, its link is killed.
+fn lock_sender<'a>(connection: &'a Connection, grace: &Deadline) -> MutexGuard<'a, Tx> {
     let _wanted = connection.want_tx();
-    loop {
-        if let Some(tx) = connection.tx.try_lock() {
-            if tx.pending.is_none() || tx.link.is_dead() {
-                return tx;
-            }
-        }
-        let Some(left) = grace.checked_sub(1) else {
-            break;
-        };
-        *grace = left;
-        fsleep(TICK);
-    }
-    connection.cut_off();
-    connection.tx.lock()
+    let done = |tx: &MutexGuard<'_, Tx>| tx.pending.is_none() || tx.link.is_dead();
+    grace
+        .poll(|| connection.tx.try_lock().filter(done))
+        .unwrap_or_else(|| {
+            connection.cut_off();
+            connection.tx.lock()
+        })
 }
 
 /// Releases links whose places are taken, once no request is on them or their time is over.
 fn retire(attachment: &Attachment, old: KVec<OldLink<'_>>) {
-    for _ in 0..HANDOVER_GRACE_MS {
-        let busy = |old: &OldLink<'_>| {
-            !old.link.is_dead() && awaits_answers(attachment.disk(), old.link.route)
-        };
-        if !old.iter().any(busy) {
-            break;
-        }
-        fsleep(TICK);
-    }
+    let busy = |old: &OldLink<'_>| {
+        !old.link.is_dead() && awaits_answers(attachment.disk(), old.link.route)
+    };
+    let _ = Deadline::after(HANDOVER_GRACE_MS).poll(|| (!old.iter().any(busy)).then_some(()));
     for OldLink {
         connection,
         link,

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     abstractions::{
         block::mq::{Disk, Outcome, Status},
+        deadline::Deadline,
         task,
     },
     driver::{
@@ -20,16 +21,12 @@ use crate::{
     },
     protocol::setup::{EndReason, Phase},
 };
-use kernel::{
-    prelude::*,
-    sync::CondVarTimeoutResult,
-    time::{msecs_to_jiffies, Instant, Monotonic},
-};
+use kernel::{prelude::*, sync::CondVarTimeoutResult, time::msecs_to_jiffies};
 
 /// How long a server has, after it was told that nothing more will come, to answer what it was
 /// asked: so long in all, and so long from one sign of life to the next.
-const DISCONNECT_GRACE_MS: i64 = 5000;
-const DISCONNECT_QUIET_MS: i64 = 500;
+const DISCONNECT_GRACE_MS: u32 = 5000;
+const DISCONNECT_QUIET_MS: u32 = 500;
 
 /// How often it is looked whether the server has done so.
 const DISCONNECT_TICK_MS: u32 = 50;
@@ -72,11 +69,10 @@ fn wait_for_receivers(attachment: &Attachment) {
 }
 
 fn wait_for_answers(attachment: &Attachment) -> Result<(), Interrupted> {
-    let begun = Instant::<Monotonic>::now();
-    let (mut moved, mut seen) = (begun, attachment.progress());
-    while begun.elapsed().as_millis() < DISCONNECT_GRACE_MS
-        && moved.elapsed().as_millis() < DISCONNECT_QUIET_MS
-    {
+    let grace = Deadline::after(DISCONNECT_GRACE_MS);
+    let quiet = || Deadline::after(DISCONNECT_QUIET_MS);
+    let (mut patience, mut seen) = (quiet(), attachment.progress());
+    while !grace.is_over() && !patience.is_over() {
         // A server that could not be told at first is told once the sender is done.
         let told = send_disconnect(attachment);
         if told && !awaits_answers(attachment.disk()) {
@@ -99,7 +95,7 @@ fn wait_for_answers(attachment: &Attachment) -> Result<(), Interrupted> {
         }
         let now = attachment.progress();
         if now != seen {
-            (moved, seen) = (Instant::now(), now);
+            (patience, seen) = (quiet(), now);
         }
     }
     attachment.kill_all();

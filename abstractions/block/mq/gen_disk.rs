@@ -11,7 +11,7 @@ use super::{
     tag_set::TagSet,
     QueueLimits,
 };
-use crate::bindings as extra;
+use crate::{abstractions::deadline::Deadline, bindings as extra};
 use core::{marker::PhantomData, ptr::NonNull};
 use kernel::{
     bindings, device,
@@ -24,7 +24,6 @@ use kernel::{
         aref::{ARef, AlwaysRefCounted},
         atomic::{Acquire, Atomic, Relaxed, Release},
     },
-    time::{delay::fsleep, Delta},
     types::{Opaque, ScopeGuard},
 };
 
@@ -72,13 +71,10 @@ impl<T: Operations> Disk<T> {
     /// go of a disk's module before it lets go of the disk: the last close may be about to free one,
     /// by code of this module. Sleeps, for five seconds at most.
     pub(crate) fn wait_for_all_freed() {
-        for _ in 0..FREED_MS {
-            if DISKS.load(Acquire) == 0 {
-                return;
-            }
-            fsleep(Delta::from_millis(1));
+        let freed = || (DISKS.load(Acquire) == 0).then_some(());
+        if Deadline::after(FREED_MS).poll(freed).is_none() {
+            pr_warn!("something holds on to a disk that is gone\n");
         }
-        pr_warn!("something holds on to a disk that is gone\n");
     }
 
     /// A disk from a pointer.

@@ -5,13 +5,8 @@
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{Disk, Operations};
-use crate::bindings as extra;
-use kernel::{
-    bindings,
-    error::to_result,
-    prelude::*,
-    time::{delay::fsleep, Delta},
-};
+use crate::{abstractions::deadline::Deadline, bindings as extra};
+use kernel::{bindings, error::to_result, prelude::*};
 
 /// Limits of the requests that a disk gets.
 pub(crate) struct QueueLimits(bindings::queue_limits);
@@ -151,17 +146,15 @@ impl<T: Operations> Disk<T> {
     /// As `queue_limits_start_update()`, with a bound on the wait for the lock.
     fn start_update(&self) -> Result<bindings::queue_limits> {
         let queue = self.queue();
-        for _ in 0..PATIENCE_MS {
+        let limits = Deadline::after(PATIENCE_MS).poll(|| {
             // SAFETY: The disk has its queue, which the lock is part of; the limits are read with the
             // lock held. The caller gives it back.
             unsafe {
-                if bindings::mutex_trylock(&raw mut (*queue).limits_lock) != 0 {
-                    return Ok((*queue).limits);
-                }
+                let locked = bindings::mutex_trylock(&raw mut (*queue).limits_lock) != 0;
+                locked.then(|| (*queue).limits)
             }
-            fsleep(Delta::from_millis(1));
-        }
-        Err(EBUSY)
+        });
+        limits.ok_or(EBUSY)
     }
 
     /// Makes the block layer send no more discards. Does not wait. Any context.

@@ -44,7 +44,11 @@ impl<T: Operations> TagSet<T> {
                         queue_depth: depth,
                         numa_node: bindings::NUMA_NO_NODE,
                         cmd_size: size_of::<Pdu<T>>() as u32,
-                        flags: bindings::BLK_MQ_F_BLOCKING | scheduler,
+                        // To complete a request may take other devices: a processor that goes
+                        // offline does not wait for it.
+                        flags: bindings::BLK_MQ_F_BLOCKING
+                            | bindings::BLK_MQ_F_STACKING
+                            | scheduler,
                         ..pin_init::zeroed()
                     })
                 };

@@ -5,13 +5,8 @@
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{Disk, Operations};
-use crate::bindings as extra;
-use kernel::{
-    bindings,
-    prelude::*,
-    time::{delay::fsleep, Delta},
-    types::NotThreadSafe,
-};
+use crate::{abstractions::deadline::Deadline, bindings as extra};
+use kernel::{bindings, prelude::*, types::NotThreadSafe};
 
 /// Proof that a disk is not open, neither itself nor a partition, and is not opened meanwhile.
 ///
@@ -121,13 +116,7 @@ impl<T: Operations> Disk<T> {
 
     /// The same, after so many milliseconds at most. Sleeps.
     pub(crate) fn lock_open_timeout(&self, ms: u32) -> Option<OpenLocked<'_, T>> {
-        for _ in 0..ms {
-            if let Some(locked) = self.try_lock_open() {
-                return Some(locked);
-            }
-            fsleep(Delta::from_millis(1));
-        }
-        self.try_lock_open()
+        Deadline::after(ms).poll(|| self.try_lock_open())
     }
 
     /// Gives the disk the next sequence number, by which user space tells that another medium is in

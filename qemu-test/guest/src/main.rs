@@ -59,6 +59,8 @@ enum Command {
     Profile(bench::profile::Args),
     /// Show the driver at work, a line a step
     Demo(demo::Args),
+    /// Print the table of bounds that docs/design.md has
+    BoundsTable,
     /// The body of one test, in a process of its own
     #[command(hide = true)]
     Body(runner::BodyArgs),
@@ -73,6 +75,10 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::List { selection, names_only } => {
             runner::list(&selection, names_only).map(|()| ExitCode::SUCCESS)
+        }
+        Command::BoundsTable => {
+            print!("{}", tests::bounds::table::markdown());
+            Ok(ExitCode::SUCCESS)
         }
         Command::Run(args) => runner::run(&args),
         Command::Kunit(args) => kunit::run(&args),

@@ -14,7 +14,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +59,8 @@ struct Shared {
     /// Held while a script's connection looks what is there, and writes.
     writing: Mutex<()>,
     seen: Mutex<Vec<Request>>,
+    /// It goes on when it is told that nothing more comes.
+    stubborn: AtomicBool,
     /// The connections that the peer has not closed, by number.
     open: Mutex<BTreeMap<usize, Stream>>,
     accepted: AtomicUsize,
@@ -91,10 +93,14 @@ impl Stream {
     }
 
     fn shut_down(&self) {
+        self.shut(Shutdown::Both);
+    }
+
+    fn shut(&self, how: Shutdown) {
         // A peer that is gone already is as good.
         let _ = match self {
-            Stream::Tcp(stream) => stream.shutdown(Shutdown::Both),
-            Stream::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Tcp(stream) => stream.shutdown(how),
+            Stream::Unix(stream) => stream.shutdown(how),
         };
     }
 
@@ -167,6 +173,7 @@ impl Server {
             conduct,
             writing: Mutex::default(),
             seen: Mutex::default(),
+            stubborn: AtomicBool::new(false),
             open: Mutex::default(),
             accepted: AtomicUsize::new(0),
             errors: Mutex::default(),
@@ -234,6 +241,16 @@ impl Server {
     /// Closes every connection, as a server that dies does.
     pub fn close(&self) {
         lock(&self.shared.open).values().for_each(Stream::shut_down);
+    }
+
+    /// From now on it does not close a connection when it is told that nothing more will come.
+    pub fn be_stubborn(&self) {
+        self.shared.stubborn.store(true, Ordering::SeqCst);
+    }
+
+    /// Sends nothing more on any connection, and still reads.
+    pub fn finish(&self) {
+        lock(&self.shared.open).values().for_each(|stream| stream.shut(Shutdown::Write));
     }
 
     /// Closes one connection, by its number.
@@ -324,7 +341,7 @@ impl Shared {
                 _ => Vec::new(),
             };
             lock(&self.seen).push(request);
-            if request.command == Command::Disconnect {
+            if request.command == Command::Disconnect && !self.stubborn.load(Ordering::SeqCst) {
                 return Ok(());
             }
             match behaviour(&request) {

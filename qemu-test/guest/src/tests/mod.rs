@@ -2,6 +2,7 @@
 //! The tests, by subject.
 
 mod away;
+pub mod bounds;
 mod calls;
 mod claim;
 mod clients;
@@ -134,6 +135,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         settings::TESTS,
         end::TESTS,
         stuck::TESTS,
+        bounds::TESTS,
         draining::TESTS,
         away::TESTS,
         claim::TESTS,

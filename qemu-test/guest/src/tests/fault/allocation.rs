@@ -113,6 +113,18 @@ fn server() -> Result<Server> {
 }
 
 fn load(context: &Context) -> Result<()> {
+    let remove = || context.driver.remove().map_err(|errno| anyhow!("rmmod: {errno}"));
+    load_at_each(context, "nbds_max=1", |_| Ok(()), remove)
+}
+
+/// Loads the driver with an allocation failing, each time another one, and if that failed, without. `look` is told
+/// whether it failed.
+pub(super) fn load_at_each(
+    context: &Context,
+    params: &str,
+    mut look: impl FnMut(bool) -> Result<()>,
+    mut remove: impl FnMut() -> Result<()>,
+) -> Result<()> {
     let _faults = allocations()?;
     let driver = context.driver;
     let image = fs::read(driver.file(&context.modules))?;
@@ -124,13 +136,14 @@ fn load(context: &Context) -> Result<()> {
     at_each_from(
         context,
         MOST - nth.left(),
-        |nth, place| nth.within(place, || Ok(driver.insert_image(&image, "nbds_max=1")??)),
+        |nth, place| nth.within(place, || Ok(driver.insert_image(&image, params)??)),
         |result| {
             ensure!(result.is_ok() == driver.loaded(), "insmod gave {result:?}, loaded: {}", driver.loaded());
+            look(result.is_err())?;
             if result.is_err() {
-                driver.load(&context.modules, "nbds_max=1")?;
+                driver.load(&context.modules, params)?;
             }
-            driver.remove().map_err(|errno| anyhow!("rmmod: {errno}"))
+            remove()
         },
     )
 }

@@ -3,6 +3,7 @@
 
 mod allocation;
 mod io;
+mod openers;
 mod threads;
 
 use std::fs;
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result};
 
 use super::{Test, skip};
 
-pub const TESTS: [&[Test]; 3] = [allocation::TESTS, io::TESTS, threads::TESTS];
+pub const TESTS: [&[Test]; 4] = [allocation::TESTS, openers::TESTS, io::TESTS, threads::TESTS];
 
 /// A kind of fault, as debugfs shows it. Nothing fails until it is told to, and nothing any more when this is dropped.
 struct Fault(PathBuf);

@@ -4,7 +4,7 @@
 mod many;
 mod memory;
 mod repeated;
-mod starved;
+pub mod starved;
 
 use super::Test;
 

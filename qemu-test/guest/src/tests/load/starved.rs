@@ -114,7 +114,7 @@ impl Served {
 
     /// Runs `work` in a process of its own, with the rest of the memory taken away.
     pub fn starve(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        let _hog = hog()?;
+        let _hog = hog(LEFT)?;
         let before = requests()?;
         let mut worker = fork_child(&[], |_| {
             oom_score(1000)?;
@@ -145,12 +145,12 @@ fn requests() -> Result<(u64, u64)> {
     Ok((count(0)?, count(3)?))
 }
 
-/// A process that has all memory but [`LEFT`].
-fn hog() -> Result<Child> {
+/// A process that has all memory but so much.
+pub fn hog(left: usize) -> Result<Child> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).context("meminfo")?;
     let available: usize = line.trim().trim_end_matches(" kB").parse()?;
-    let taken = (available * 1024).checked_sub(LEFT).context("there is no memory to begin with")?;
+    let taken = (available * 1024).checked_sub(left).context("there is no memory to begin with")?;
     let mut hog = fork_child(&[], |ready| {
         oom_score(-1000)?;
         let memory = memory(taken.div_ceil(size_of::<u64>()))?;

@@ -13,7 +13,7 @@ use netlink_packet_core::DefaultNla;
 use nix::errno::Errno;
 
 use super::attached::{Attached, client_flag, client_flags, connect_sockets, sockets};
-use super::load::{Writer, fill, unread};
+use super::load::{Deaf, Writer, fill, unread};
 use super::{connected, ok};
 use crate::device::{Device, attached, capacity, req, wait_idle};
 use crate::modules::Driver;
@@ -23,39 +23,38 @@ use crate::server::{Export, Server};
 use crate::tests::{Checks, Context, Test, skip};
 
 pub const TESTS: &[Test] = &[
-    stuck("netlink.stuck_connect", "CONNECT to a server that does not read, and DISCONNECT", connect),
-    stuck(
+    Test::new("netlink.stuck_connect", "CONNECT to a server that does not read, and DISCONNECT", connect),
+    Test::new(
         "netlink.stuck_reconfigure",
         "RECONFIGURE with each attribute while a sender is stuck",
         reconfigure,
     )
     .known_on_nbd("a size change waits for the server, and stops all of netlink meanwhile"),
-    stuck(
+    Test::new(
         "netlink.stuck_handover",
         "a handover from a server that does not read, with STATUS meanwhile",
         handover,
     ),
-    stuck("netlink.stuck_reconnect", "another socket when the server that does not read has died", reconnect),
-    stuck(
+    Test::new(
+        "netlink.stuck_reconnect",
+        "another socket when the server that does not read has died",
+        reconnect,
+    ),
+    Test::new(
         "netlink.stuck_disconnect",
         "DISCONNECT while a sender is stuck, with STATUS meanwhile",
         disconnect,
     )
     .known_on_nbd("it waits for the stuck sender, and stops all of netlink meanwhile"),
-    stuck("netlink.stuck_ioctl_disconnect", "NBD_DISCONNECT while a sender is stuck", |_| {
+    Test::new("netlink.stuck_ioctl_disconnect", "NBD_DISCONNECT while a sender is stuck", |_| {
         by_ioctl(req::DISCONNECT)
     })
     .known_on_nbd("it waits for the stuck sender"),
-    stuck("netlink.stuck_ioctl_clear", "NBD_CLEAR_SOCK while a sender is stuck", |_| {
+    Test::new("netlink.stuck_ioctl_clear", "NBD_CLEAR_SOCK while a sender is stuck", |_| {
         by_ioctl(req::CLEAR_SOCK)
     })
     .known_on_nbd("it waits for the stuck sender"),
 ];
-
-/// A test on disks without partitions: to open one does not ask the server.
-const fn stuck(name: &'static str, about: &'static str, body: fn(&Context) -> Result<()>) -> Test {
-    Test::new(name, about, body).params("nbds_max=2 max_part=0")
-}
 
 const SIZE: u64 = 8 << 20;
 
@@ -67,11 +66,14 @@ fn attach(options: &[DefaultNla]) -> Result<(Attached, UnixStream)> {
     Ok((Attached { client, index }, theirs))
 }
 
-/// The same, with writers that have filled its socket.
-fn attach_and_fill(options: &[DefaultNla]) -> Result<(Attached, UnixStream, Vec<Writer>)> {
-    let (device, server) = attach(options)?;
+/// Device 0, whose only server has answered for the partition table, and reads no more. Writers have filled its socket.
+fn attach_and_fill(options: &[DefaultNla]) -> Result<(Attached, Deaf, Vec<Writer>)> {
+    let deaf = Deaf::new(SIZE)?;
+    let device = Attached::new(&deaf.server, 1, options)?;
+    drop(Device::open(0)?);
+    deaf.turn_deaf();
     let writers = fill(0)?;
-    Ok((device, server, writers))
+    Ok((device, deaf, writers))
 }
 
 fn all_fail(writers: &[Writer], why: &str) -> Result<()> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::errno::Errno;
@@ -97,6 +98,40 @@ pub fn server_with_moods(size: u64) -> Result<(Server, Arc<AtomicBool>)> {
 pub fn unread() -> Result<(OwnedFd, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     Ok((ours.into(), theirs))
+}
+
+/// A server that does its part, until it is told to read no more.
+pub struct Deaf {
+    pub server: Server,
+    deaf: Arc<AtomicBool>,
+}
+
+impl Deaf {
+    pub fn new(size: u64) -> Result<Deaf> {
+        let deaf = Arc::new(AtomicBool::new(false));
+        let ears = deaf.clone();
+        let server = Server::with_behaviour(Export::memory(size)?, move |_| {
+            if !ears.load(Ordering::SeqCst) {
+                return Action::Serve;
+            }
+            while ears.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Action::Close
+        });
+        Ok(Deaf { server, deaf })
+    }
+
+    /// It reads the next request of each connection, and then nothing.
+    pub fn turn_deaf(&self) {
+        self.deaf.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        self.deaf.store(false, Ordering::SeqCst);
+    }
 }
 
 /// A task of this process that writes 1 MiB to a device.

@@ -10,9 +10,10 @@ mod close;
 mod concurrent;
 pub mod destroy;
 mod family;
+mod handover;
 mod input;
 mod input_change;
-mod load;
+pub mod load;
 mod mixed;
 mod parked;
 mod processes;
@@ -29,7 +30,7 @@ use crate::netlink::{
     Answer, Client, Family, Message, Status, attr, attr_nested, attr_u8, attr_u32, command, to_bytes,
 };
 
-pub const TESTS: [&[Test]; 17] = [
+pub const TESTS: [&[Test]; 18] = [
     family::TESTS,
     status::TESTS,
     attach::TESTS,
@@ -38,6 +39,7 @@ pub const TESTS: [&[Test]; 17] = [
     backend::TESTS,
     replace::TESTS,
     parked::TESTS,
+    handover::TESTS,
     processes::TESTS,
     timeout::TESTS,
     resize::TESTS,
