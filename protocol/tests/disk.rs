@@ -347,7 +347,8 @@ fn a_cleaning_of_a_disk_that_is_gone_changes_nothing() {
     // Nor while there is none.
     life.disk.replace().unwrap();
     life.disk.cleaned(gone);
-    assert_eq!(plan(&mut life, &owner), DiskPlan::Replace);
+    let (plan, _) = life.plan_start(&owner, DiskUse::Shared).unwrap();
+    assert_eq!(plan, DiskPlan::Replace);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a generation is brought up and ended, retold for loom. Mirrors `driver/keeper.rs`,
-//! `driver/drain.rs` and what `driver/teardown.rs` has for them: change them together.
+//! How a generation is brought up and ended, retold for loom. Mirrors `driver/device/{start,drain,end}.rs`:
+//! change them together. [`End`] tells `protocol/end.rs` with rules that can be taken away: `armed` is what
+//! `End::leave` says, and `woken` what `End::take_if_due` says once. The real one is explored in
+//! [`away`](crate::away).
 
 use crate::{
     block::{Outcome, Status},
