@@ -106,10 +106,12 @@ impl TaskRef {
         let task = self.0.as_ptr();
         // SAFETY: The reference keeps the task. The fields may change meanwhile.
         let (exiting, state, freezes) = unsafe {
+            // Before and after: it may go into the freezer or come out of it meanwhile.
+            let before = extra::rnbd_helper_task_freezes(task);
             (
                 extra::rnbd_helper_task_exiting(task),
                 (&raw const (*task).__state).read_volatile(),
-                extra::rnbd_helper_task_freezes(task),
+                before || extra::rnbd_helper_task_freezes(task),
             )
         };
         match state {
@@ -121,9 +123,16 @@ impl TaskRef {
         }
     }
 
-    /// How long it has run on a processor, in nanoseconds, in steps of a tick.
+    /// How long it has run on a processor, in nanoseconds, in steps of a tick. Time that a hypervisor
+    /// has taken may count.
     pub(crate) fn runtime(&self) -> u64 {
         // SAFETY: The reference keeps the task.
         unsafe { (&raw const (*self.0.as_ptr()).se.sum_exec_runtime).read_volatile() }
+    }
+
+    /// How often it has gone to sleep.
+    pub(crate) fn sleeps(&self) -> usize {
+        // SAFETY: The reference keeps the task.
+        unsafe { (&raw const (*self.0.as_ptr()).nvcsw).read_volatile() }
     }
 }

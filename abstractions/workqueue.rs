@@ -7,7 +7,7 @@
 use core::{ops::Deref, ptr::NonNull};
 use kernel::{bindings, prelude::*, workqueue::Queue};
 
-/// An unbound workqueue with a rescuer (`WQ_UNBOUND | WQ_MEM_RECLAIM`).
+/// An unbound workqueue (`WQ_UNBOUND`).
 ///
 /// Dropping it waits for all its work items, so none of them may drop it.
 ///
@@ -17,14 +17,25 @@ use kernel::{bindings, prelude::*, workqueue::Queue};
 pub(crate) struct Workqueue(NonNull<bindings::workqueue_struct>);
 
 impl Workqueue {
-    /// Makes a workqueue. Sleeps.
+    /// Makes a workqueue with a rescuer (`WQ_MEM_RECLAIM`): its work items make headway without memory,
+    /// and so none may wait for long. Sleeps.
     pub(crate) fn new(name: &CStr) -> Result<Self> {
+        Self::alloc(name, bindings::wq_flags_WQ_MEM_RECLAIM, 0)
+    }
+
+    /// Makes one whose work items may wait for long: as many at a time as there may be
+    /// (`WQ_MAX_ACTIVE`). Sleeps.
+    pub(crate) fn without_rescuer(name: &CStr) -> Result<Self> {
+        Self::alloc(name, 0, bindings::wq_consts_WQ_MAX_ACTIVE as i32)
+    }
+
+    fn alloc(name: &CStr, flags: bindings::wq_flags, max_active: i32) -> Result<Self> {
         // SAFETY: The format takes one string.
         let raw = unsafe {
             bindings::alloc_workqueue_noprof(
                 c"%s".as_char_ptr(),
-                bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM,
-                0,
+                bindings::wq_flags_WQ_UNBOUND | flags,
+                max_active,
                 name.as_char_ptr(),
             )
         };

@@ -112,7 +112,7 @@ impl Devices {
         self.maker.module
     }
 
-    /// Where generations of netlink are ended.
+    /// Where generations are ended whose tasks are not there.
     pub(crate) fn workers(&self) -> &Workqueue {
         &self.maker.workers
     }

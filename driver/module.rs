@@ -24,7 +24,7 @@ pub(crate) struct Module {
 struct AllDevices {
     devices: Arc<Devices>,
     workers: Arc<Workqueue>,
-    substitutes: Arc<Workqueue>,
+    watchers: Arc<Workqueue>,
     disks: Arc<Workqueue>,
 }
 
@@ -32,7 +32,7 @@ impl Drop for AllDevices {
     fn drop(&mut self) {
         // A worker that has just ended the last generation of a device may not have returned yet.
         self.workers.flush();
-        self.substitutes.flush();
+        self.watchers.flush();
         self.devices.remove_all();
         self.disks.flush();
         // Who closed a disk that was replaced may be about to free it.
@@ -50,7 +50,7 @@ impl kernel::Module for Module {
             );
         })?;
         let workers = Arc::new(Workqueue::new(c"rnbd")?, GFP_KERNEL)?;
-        let substitutes = Arc::new(Workqueue::new(c"rnbd-away")?, GFP_KERNEL)?;
+        let watchers = Arc::new(Workqueue::without_rescuer(c"rnbd-away")?, GFP_KERNEL)?;
         let disks = Arc::new(Workqueue::new(c"rnbd-disks")?, GFP_KERNEL)?;
         let maker = Maker {
             module,
@@ -58,13 +58,13 @@ impl kernel::Module for Module {
             attributes: &sysfs::GROUP,
             link_dead: netlink::link_dead,
             workers: workers.clone(),
-            substitutes: substitutes.clone(),
+            watchers: watchers.clone(),
             disks: disks.clone(),
         };
         let devices = AllDevices {
             devices: Devices::new(Arc::new(maker, GFP_KERNEL)?, Dir::new(c"nbd"))?,
             workers,
-            substitutes,
+            watchers,
             disks,
         };
         // Before the first disk: after that nothing may fail, for disks are opened at once.

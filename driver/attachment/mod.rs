@@ -224,33 +224,36 @@ impl Attachment {
     /// Whether a request waits for a new connection, since all are dead. The time that this may take
     /// runs from the first one that does; when that has waited in vain, all fail at once.
     fn may_wait_for_reconnect(&self) -> bool {
-        self.wait_left_ms(&mut self.waits.lock()) > 0
+        let mut since = self.waits.lock();
+        self.wait_left_ms(since.get_or_insert_with(Instant::now)) > 0
     }
 
-    /// How long requests that wait for a connection wait on, in milliseconds.
-    fn wait_left_ms(&self, since: &mut Option<Instant<Monotonic>>) -> i64 {
+    /// How long requests that have waited for a connection `since` then wait on, in milliseconds.
+    fn wait_left_ms(&self, since: &Instant<Monotonic>) -> i64 {
         let seconds = self.dead_conn_timeout.load(Relaxed);
-        if seconds == 0 {
-            return 0;
-        }
-        let waited = since.get_or_insert_with(Instant::now).elapsed().as_millis();
         i64::from(seconds)
             .saturating_mul(1000)
-            .saturating_sub(waited)
+            .saturating_sub(since.elapsed().as_millis())
     }
 
     /// Says when requests come again that were given back to wait: for a connection, until the time is
     /// over; for room in an outbox, a while, since the sender says so too. Any context.
     pub(crate) fn kick_parked(&self) {
-        let mut since = self.waits.lock();
+        let since = self.waits.lock();
         let ms = if self.is_draining() {
             0
         } else if self.live() > 0 {
             FULL_DELAY_MS
         } else {
-            // A little later, so that the time is over.
-            let left = self.wait_left_ms(&mut since).saturating_add(1);
-            u32::try_from(left).unwrap_or(u32::MAX)
+            match since.as_ref() {
+                // A little later, so that the time is over.
+                Some(since) => {
+                    let left = self.wait_left_ms(since).saturating_add(1);
+                    u32::try_from(left).unwrap_or(u32::MAX)
+                }
+                // None waits for a connection.
+                None => FULL_DELAY_MS,
+            }
         };
         self.disk.delay_kick_requeue_list(ms);
     }

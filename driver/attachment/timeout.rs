@@ -21,7 +21,7 @@ pub(crate) const UNBOUNDED_INTERVAL: u32 = 30;
 /// With a time-out of 0 it is only said in the log.
 pub(crate) fn handle(attachment: Option<&Attachment>, request: &Request<Nbd>) -> Timeout {
     let (Some(attachment), Some(route)) = (attachment, request.data().word.route()) else {
-        // It is on its way back to the block layer, or its answer is just being read.
+        // It is on its way back to the block layer, or waits in an outbox.
         return Timeout::ResetTimer;
     };
     if attachment.timeout() == 0 {

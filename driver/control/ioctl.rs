@@ -27,7 +27,11 @@ pub(crate) fn handle(device: &Arc<Device>, mode: IoctlMode, cmd: u32, arg: usize
     if _IOC_TYPE(cmd) != TYPE {
         return Err(EINVAL);
     }
-    if !matches!(cmd, extra::NBD_DISCONNECT | extra::NBD_CLEAR_SOCK) {
+    // NBD_DO_IT may come back for a generation that has ended meanwhile; it looks by itself.
+    if !matches!(
+        cmd,
+        extra::NBD_DISCONNECT | extra::NBD_CLEAR_SOCK | extra::NBD_DO_IT
+    ) {
         device
             .change(|life| life.may_ioctl())
             .map_err(|refusal| refuse(device, refusal))?;

@@ -7,7 +7,7 @@
 //! leaves the call with `ERESTARTNOHAND`, and the generation runs on. When the task goes on, the kernel
 //! makes the call again, which finds its generation. If that ends meanwhile the worker sees to it, and
 //! the call learns how it ended. If the call is not made again, since a handler has run or the task has
-//! died, the generation ends as it does with a signal. The kernel does not tell that to a driver: the
+//! died, the generation ends as it does with a signal. The kernel does not tell that to a driver: another
 //! worker looks what the task is doing.
 
 use super::{drain, end, owner::Lifecycle, Device};
@@ -36,55 +36,99 @@ use kernel::{
 /// How often it is looked what a task is doing that is away.
 const TICK_MS: u32 = 100;
 
-/// A task that runs so long, in nanoseconds, does not come back: to come back takes it a moment.
-const ELSEWHERE_NS: u64 = 100_000_000;
+/// A task that runs so long from one look to the next, in nanoseconds, does not come back.
+const ELSEWHERE_NS: u64 = 50_000_000;
+
+/// So many looks in a row must agree: one may fall into the moment in which it comes back.
+const LOOKS: u32 = 3;
 
 /// A task that is away.
 struct Absence {
     attachment: AttachmentRef,
     task: TaskRef,
-    /// How long it had run when it left.
+    /// How long it had run at the last look, and how often it had slept.
     runtime: u64,
+    sleeps: usize,
+    /// How many looks in a row have found it elsewhere.
+    elsewhere: u32,
     /// No open file may be left that keeps the module: this does.
     _module: ModuleRef,
 }
 
 impl Absence {
     /// Whether the task does other things than to come back.
-    fn is_for_good(&self) -> bool {
-        match self.task.doing() {
-            Doing::Exiting | Doing::Sleeping => true,
-            Doing::Running => self.task.runtime().wrapping_sub(self.runtime) > ELSEWHERE_NS,
+    fn is_for_good(&mut self) -> bool {
+        let (runtime, sleeps) = (self.task.runtime(), self.task.sleeps());
+        let is_elsewhere = match self.task.doing() {
+            Doing::Exiting => return true,
             Doing::Held => false,
-        }
+            Doing::Sleeping => sleeps == self.sleeps,
+            Doing::Running => runtime.wrapping_sub(self.runtime) > ELSEWHERE_NS,
+        };
+        (self.runtime, self.sleeps) = (runtime, sleeps);
+        self.elsewhere = match is_elsewhere {
+            true => self.elsewhere.saturating_add(1),
+            false => 0,
+        };
+        self.elsewhere >= LOOKS
     }
 }
 
-/// Sees to a generation while its task is away.
+/// What is to be ended.
+struct Due {
+    attachment: AttachmentRef,
+    /// The task does other things: that is why.
+    for_good: bool,
+    /// Keeps the module until it has ended.
+    _absence: Option<Absence>,
+}
+
+/// Ends a generation whose task is away.
 #[pin_data]
 struct Substitute {
     device: Arc<Device>,
     #[pin]
-    absence: Mutex<Option<Absence>>,
-    /// The end is due: this is to be ended.
+    due: Mutex<Option<Due>>,
+}
+
+/// Watches a task that is away.
+#[pin_data]
+struct Watcher {
+    substitute: Arc<WithWork<Substitute>>,
     #[pin]
-    due: Mutex<Option<AttachmentRef>>,
+    absence: Mutex<Option<Absence>>,
 }
 
 /// The keeper of a generation that is attached by ioctl.
-struct Task(Arc<WithWork<Substitute>>);
+struct Task {
+    substitute: Arc<WithWork<Substitute>>,
+    watcher: Arc<WithWork<Watcher>>,
+}
 
 /// The keeper of a generation of `device`, which the current task is about to start. Sleeps.
 pub(super) fn keeper(device: &Arc<Device>) -> Result<KBox<dyn Keeper<Attachment>>> {
     let substitute = Arc::pin_init(
         WithWork::new(pin_init!(Substitute {
             device: device.clone(),
-            absence <- new_mutex!(None, "rnbd::absence"),
             due <- new_mutex!(None, "rnbd::due"),
         })),
         GFP_KERNEL,
     )?;
-    Ok(KBox::new(Task(substitute), GFP_KERNEL)?)
+    let theirs = substitute.clone();
+    let watcher = Arc::pin_init(
+        WithWork::new(pin_init!(Watcher {
+            substitute: theirs,
+            absence <- new_mutex!(None, "rnbd::absence"),
+        })),
+        GFP_KERNEL,
+    )?;
+    Ok(KBox::new(
+        Task {
+            substitute,
+            watcher,
+        },
+        GFP_KERNEL,
+    )?)
 }
 
 impl Keeper<Attachment> for Task {
@@ -93,32 +137,34 @@ impl Keeper<Attachment> for Task {
     }
 
     fn end_due(&self, attachment: &AttachmentRef) {
-        *self.0.due.lock() = Some(attachment.clone());
-        WithWork::queue_work(&self.0, &self.0.device.maker.substitutes);
+        self.watcher.end(attachment, false);
     }
 
     fn leave(&self, attachment: &AttachmentRef) -> bool {
-        let Some(module) = ModuleRef::try_get(self.0.device.maker.module) else {
+        let maker = &self.substitute.device.maker;
+        let Some(module) = ModuleRef::try_get(maker.module) else {
             return false;
         };
         let task = TaskRef::current();
         let absence = Absence {
             attachment: attachment.clone(),
             runtime: task.runtime(),
+            sleeps: task.sleeps(),
             task,
+            elsewhere: 0,
             _module: module,
         };
-        let before = self.0.absence.lock().replace(absence);
+        let before = self.watcher.absence.lock().replace(absence);
         drop(before);
         Attachment::tell_keeper(attachment, End::leave);
-        WithWork::queue_work(&self.0, &self.0.device.maker.substitutes);
+        WithWork::queue_work(&self.watcher, &maker.watchers);
         true
     }
 
     fn come_back(&self, attachment: &AttachmentRef) -> ComeBack {
         let back = attachment.end.lock().come_back();
         if back == ComeBack::Done {
-            let absence = self.0.absence.lock().take();
+            let absence = self.watcher.absence.lock().take();
             drop(absence);
             attachment.end_changed.notify_all();
         }
@@ -126,43 +172,21 @@ impl Keeper<Attachment> for Task {
     }
 }
 
-impl WorkFunc for Substitute {
+impl WorkFunc for Watcher {
+    /// Waits until the task is back, or its generation ends; or until the task does other things: then
+    /// it is this that has it ended.
     fn run(this: &Arc<WithWork<Self>>) {
-        if let Some(absence) = this.watch() {
-            this.device.journal.note(LastError::Interrupted {
-                generation: absence.attachment.generation,
-            });
-            end::end(&this.device, EndReason::Interrupted);
-            this.finish(&absence.attachment);
-            return;
-        }
-        // First out of the lock: what it keeps goes with the drain.
-        let due = this.due.lock().take();
-        if let Some(attachment) = due {
-            let absence = this.absence.lock().take();
-            this.finish(&attachment);
-            drop(absence);
-        }
-    }
-}
-
-impl Substitute {
-    /// Waits until the task is back, or a worker is to end the generation; or until the task does other
-    /// things: then this is the one to end it.
-    fn watch(&self) -> Option<Absence> {
         loop {
-            let attachment = self.absence.lock().as_ref()?.attachment.clone();
-            let mut end = attachment.end.lock();
-            let for_good = match &*self.absence.lock() {
-                Some(absence) => absence.is_for_good(),
-                None => return None,
+            let Some(attachment) = this.attachment() else {
+                return;
             };
+            let mut end = attachment.end.lock();
             if !end.is_away() {
-                return None;
+                return;
             }
-            if for_good && end.take() {
+            if this.is_for_good() && end.take() {
                 drop(end);
-                return self.absence.lock().take();
+                return this.end(&attachment, true);
             }
             let tick = msecs_to_jiffies(TICK_MS);
             // A worker gets no signals.
@@ -171,12 +195,51 @@ impl Substitute {
                 .wait_interruptible_timeout(&mut end, tick);
         }
     }
+}
 
-    fn finish(&self, attachment: &AttachmentRef) {
+impl Watcher {
+    fn attachment(&self) -> Option<AttachmentRef> {
+        let absence = self.absence.lock();
+        Some(absence.as_ref()?.attachment.clone())
+    }
+
+    fn is_for_good(&self) -> bool {
+        let mut guard = self.absence.lock();
+        match &mut *guard {
+            Some(absence) => absence.is_for_good(),
+            None => false,
+        }
+    }
+
+    /// Has the generation ended. Called once: see [`End::take`].
+    fn end(&self, attachment: &AttachmentRef, for_good: bool) {
+        let due = Due {
+            attachment: attachment.clone(),
+            for_good,
+            _absence: self.absence.lock().take(),
+        };
+        *self.substitute.due.lock() = Some(due);
+        let workers = &self.substitute.device.maker.workers;
+        WithWork::queue_work(&self.substitute, workers);
+    }
+}
+
+impl WorkFunc for Substitute {
+    fn run(this: &Arc<WithWork<Self>>) {
+        // First out of the lock: what it keeps goes with the drain.
+        let due = this.due.lock().take();
+        let Some(due) = due else {
+            return;
+        };
+        let (device, attachment) = (&this.device, &due.attachment);
+        if due.for_good {
+            device.journal.note(LastError::Interrupted {
+                generation: attachment.generation,
+            });
+            end::end(device, EndReason::Interrupted);
+        }
         // A worker gets no signals.
-        let _ = drain::conclude(&self.device, attachment);
-        drain::run(&self.device, attachment, Lifecycle::drained_unseen, || {
-            None::<()>
-        });
+        let _ = drain::conclude(device, attachment);
+        drain::run(device, attachment, Lifecycle::drained_unseen, || None::<()>);
     }
 }

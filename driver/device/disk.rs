@@ -131,7 +131,6 @@ impl Device {
         self.set_current(None);
         let disk = disk?;
         let corpse = disk.get();
-        disk.mark_dead();
         let remains = disk.remove();
         remains.drop_pages();
         if remains.is_open() {
@@ -167,7 +166,7 @@ impl Device {
                     Err(refusal) => return Err(Unfit::Refused(refusal)),
                 };
                 if let (DiskPlan::Keep, Some(disk)) = (plan, &slot.disk) {
-                    if !take_block_size(disk, mode, needs.block_size).map_err(Unfit::Failed)? {
+                    if !take_block_size(disk, mode, needs.block_size) {
                         plan = DiskPlan::Replace;
                     }
                 }
@@ -263,20 +262,20 @@ const OPEN_PATIENCE_MS: u32 = 1000;
 /// Gives a disk that is kept the block size of its next generation. False if that cannot be: it is open
 /// with smaller blocks; or somebody else has it exclusively, who may be about to mount it, and relies on
 /// what he has found. Sleeps, for a bounded time.
-fn take_block_size(disk: &Disk<Nbd>, mode: IoctlMode, bytes: u32) -> Result<bool> {
+fn take_block_size(disk: &Disk<Nbd>, mode: IoctlMode, bytes: u32) -> bool {
     if disk.logical_block_size() == bytes {
-        return Ok(true);
+        return true;
     }
     let Some(locked) = disk.lock_open_timeout(OPEN_PATIENCE_MS) else {
-        return Ok(false);
+        return false;
     };
     if (disk.bd_holder().is_some() && !mode.is_excl()) || !locked.page_cache_fits(bytes) {
-        return Ok(false);
+        return false;
     }
-    disk.update_limits(|limits| {
+    let set = disk.update_limits(|limits| {
         limits.block_size(bytes);
-    })?;
-    Ok(true)
+    });
+    set.is_ok()
 }
 
 /// Gives a device another disk, in a worker.
@@ -324,11 +323,7 @@ impl WorkFunc for Replacement {
         let Some((serial, old)) = this.disks.lock().take() else {
             return;
         };
-        let corpse = old.map(|old| {
-            // Nothing is to be written back: there is no server.
-            old.mark_dead();
-            old.remove()
-        });
+        let corpse = old.map(GenDisk::remove);
         let device = &this.device;
         let mut made = None;
         for _ in 0..TRIES {

@@ -15,7 +15,7 @@ use crate::{
     },
     protocol::{
         end::End,
-        setup::{EndReason, Phase, Retired},
+        setup::{EndReason, Interface, Phase, Retired},
     },
 };
 use kernel::prelude::*;
@@ -97,13 +97,20 @@ pub(crate) fn kill(attachment: &AttachmentRef) {
 
 /// The disk or a partition was closed. A setup ends with the last close, or when its owner closes
 /// the disk by dying: no other process shares that open file then, so none can finish the setup. A
-/// generation ends with the last close if it is to, and the disk was used.
+/// generation ends with the last close if it is to, and the disk was used; or when its owner dies while
+/// it is away from `NBD_DO_IT`.
 ///
 /// Called with the disk's open lock held: that the generation drains is not waited for.
 pub(crate) fn closed(disk: &Disk<Nbd>, unopened: Option<Unopened<'_, Nbd>>, exiting: bool) {
     let device = &disk.data().device;
+    enum Ended {
+        /// The server may answer what it was asked.
+        Gently(Retired<Nbd>),
+        AtOnce(Retired<Nbd>),
+    }
+
     // In one step: the generation that is ended must be the one that was looked at.
-    let retired = device.change(|life| {
+    let ended = device.change(|life| {
         life.disk.closed();
         // Of the disk that is attached, and of all that the device has and had.
         let unused = unopened.is_some() && life.disk.is_current(disk.data().serial());
@@ -117,22 +124,39 @@ pub(crate) fn closed(disk: &Disk<Nbd>, unopened: Option<Unopened<'_, Nbd>>, exit
                 Phase::Setup(setup)
                     if setup.owner == ProcessRef::current() && !setup.owner.is_alive()
             );
+        // Its task was away, and does not come back.
+        let dying_keeper = exiting
+            && matches!(
+                life.phase(),
+                Phase::Running {
+                    owner,
+                    interface: Interface::Ioctl,
+                    attachment,
+                    ..
+                } if *owner == ProcessRef::current()
+                    && !owner.is_alive()
+                    && attachment.end.lock().is_away()
+            );
         let ends_with_use = matches!(
             life.phase(),
             Phase::Running { config, .. } if config.disconnect_on_close
         );
         if unused && ends_with_use && device.was_used() {
-            life.retire(EndReason::Disconnected)
+            Ended::Gently(life.retire(EndReason::Disconnected))
+        } else if dying_keeper {
+            Ended::AtOnce(life.retire(EndReason::Interrupted))
         } else if last || dying_owner {
-            life.abandon_setup()
-                .map_or(Retired::Nothing, Retired::Setup)
+            let abandoned = life.abandon_setup();
+            Ended::AtOnce(abandoned.map_or(Retired::Nothing, Retired::Setup))
         } else {
-            Retired::Nothing
+            Ended::AtOnce(Retired::Nothing)
         }
     });
-    match retired {
-        Retired::Setup(connections) => connections.dispose(),
-        retired => stop_and_disconnect(retired),
+    match ended {
+        Ended::Gently(retired) => stop_and_disconnect(retired),
+        Ended::AtOnce(retired) => {
+            stop(retired);
+        }
     }
     if let Some(unopened) = unopened {
         device.tidy_disk(disk, &unopened);

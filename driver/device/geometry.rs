@@ -21,12 +21,16 @@ use kernel::{fmt, prelude::*};
 /// Largest range that one request can name, in sectors: its length has 32 bits, in bytes.
 const MAX_RANGE_SECTORS: u32 = u32::MAX >> 9;
 
+/// How long the disk's open lock is waited for, in milliseconds.
+const OPEN_PATIENCE_MS: u32 = 2000;
+
 /// Why a disk's geometry cannot be changed now.
 #[derive(Clone, Copy)]
 pub(crate) enum NotApplied {
     /// The disk is open, and its page cache has smaller blocks.
     PageCache,
-    /// Requests under way are not answered, or sysfs is being written to.
+    /// Requests under way are not answered, or sysfs is being written to, or somebody opens or closes the
+    /// disk and waits.
     Limits(Error),
 }
 
@@ -89,18 +93,27 @@ fn current_config(device: &Device, attachment: &Attachment) -> Option<Config> {
 ///
 /// # Errors
 ///
-/// Then the size is not changed, nor are the limits, unless the disk was just opened.
+/// Then neither the size nor the limits are changed.
 pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result<(), NotApplied> {
     let disk = attachment.disk();
     let Some(config) = current_config(device, attachment) else {
         return Ok(());
     };
     let block_size = config.block_size.bytes() as u32;
-    // Blocks of the page cache may be larger than the disk's, and not smaller.
-    if !disk.page_cache_fits(block_size) {
-        return Err(NotApplied::PageCache);
-    }
-    let before = disk.logical_block_size();
+    // Blocks of the page cache may be larger than the disk's, and not smaller. With the lock none is
+    // opened meanwhile.
+    let _locked = match disk.logical_block_size() == block_size {
+        true => None,
+        false => {
+            let locked = disk
+                .lock_open_timeout(OPEN_PATIENCE_MS)
+                .ok_or(NotApplied::Limits(EBUSY))?;
+            if !locked.page_cache_fits(block_size) {
+                return Err(NotApplied::PageCache);
+            }
+            Some(locked)
+        }
+    };
     disk.update_limits(|limits| {
         // Read under the limits' lock: the last one to come sees what was said last.
         if let Some(config) = current_config(device, attachment) {
@@ -110,14 +123,6 @@ pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result<(), NotA
         }
     })
     .map_err(NotApplied::Limits)?;
-    // What was opened in between has a page cache by the old ones.
-    if !disk.page_cache_fits(block_size) {
-        disk.update_limits(|limits| {
-            limits.block_size(before);
-        })
-        .map_err(NotApplied::Limits)?;
-        return Err(NotApplied::PageCache);
-    }
     apply_size(device, attachment);
     Ok(())
 }

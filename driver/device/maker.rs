@@ -26,10 +26,10 @@ pub(crate) struct Maker {
     pub(crate) attributes: &'static AttributeGroup<Nbd>,
     /// Tells user space that a connection of a device is dead.
     pub(crate) link_dead: fn(u32),
-    /// Where generations of netlink are ended.
+    /// Where generations are ended whose tasks are not there.
     pub(crate) workers: Arc<Workqueue>,
-    /// Where generations of ioctls are watched while their tasks are away.
-    pub(crate) substitutes: Arc<Workqueue>,
+    /// Where tasks are watched that are away: for long, and without anything that memory waits for.
+    pub(crate) watchers: Arc<Workqueue>,
     /// Where disks are replaced. That may take long, and ends no request.
     pub(crate) disks: Arc<Workqueue>,
 }

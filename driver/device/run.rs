@@ -41,7 +41,7 @@ pub(crate) fn run(device: &Arc<Device>, mode: IoctlMode) -> Result {
                 }
                 // Another thread of the process is in the call: this one is refused.
                 ComeBack::Occupied => break,
-                ComeBack::TooLate => wait_until_asked(&attachment),
+                ComeBack::TooLate => wait_until_asked(&attachment)?,
             },
         }
     }
@@ -94,12 +94,16 @@ fn wait_for_end(attachment: &Attachment) -> Result<(), drain::Interrupted> {
     Ok(())
 }
 
-/// A worker is about to end the generation: waits until that is to be seen in the phase.
-fn wait_until_asked(attachment: &Attachment) {
+/// A worker is about to end the generation: waits until that is to be seen in the phase. With a signal
+/// the call is left, and may come back for the answer.
+fn wait_until_asked(attachment: &Attachment) -> Result {
     let mut end = attachment.end.lock();
     while !end.is_asked() {
-        attachment.end_changed.wait(&mut end);
+        if attachment.end_changed.wait_interruptible(&mut end) {
+            return Err(ERESTARTNOHAND);
+        }
     }
+    Ok(())
 }
 
 /// Ends what is left of a generation. Tells why it ended.

@@ -152,8 +152,13 @@ impl<K: Kinds> Lifecycle<K> {
                 attachment,
                 ..
             } if owner == caller => Some(Resume::Runs(attachment.clone())),
-            // It has begun another one.
-            Phase::Setup(setup) if setup.owner == *caller && setup.connections.count() > 0 => None,
+            // It is to start another one.
+            Phase::Setup(setup)
+                if setup.connections.count() > 0
+                    && (setup.owner == *caller || setup.owner.is_parent_of_caller()) =>
+            {
+                None
+            }
             _ => self.unseen.take(caller).map(Resume::Ended),
         }
     }

@@ -120,14 +120,24 @@ impl<K: Kinds> Lifecycle<K> {
         let mut replaced = None;
         if fresh {
             self.generation = self.generation.wrapping_add(1);
-            let draft = self.drafts.take(&caller);
+            let config = self.said(&caller);
+            let _ = self.drafts.take(&caller);
             let mut setup = Setup::new(caller);
-            setup.config = draft.map_or_else(Config::default, |draft| draft.config);
+            setup.config = config;
             replaced = self.replace(Phase::Setup(setup));
         }
         match &mut self.phase {
             Phase::Setup(setup) => Ok((setup, replaced)),
             _ => Err(Refusal::Running),
+        }
+    }
+
+    /// What `caller` has said of an export that is not set up by it now; or its parent, for it.
+    fn said(&mut self, caller: &K::Owner) -> Config {
+        match (self.drafts.get(caller), &self.phase) {
+            (Some(draft), _) => draft.config,
+            (None, Phase::Setup(setup)) if setup.owner.is_parent_of_caller() => setup.config,
+            _ => Config::default(),
         }
     }
 
@@ -231,10 +241,7 @@ impl<K: Kinds> Lifecycle<K> {
             Phase::Setup(setup) if setup.is_protected() => return Err(Refusal::Owned.into()),
             Phase::Draining { .. } => return Err(Refusal::Draining.into()),
             Phase::Gone => return Err(Refusal::Gone.into()),
-            _ => {
-                let draft = self.drafts.get(&caller);
-                draft.map_or_else(Config::default, |draft| draft.config)
-            }
+            _ => self.said(&caller),
         };
         change(&mut changed).map_err(Failure::Step)?;
         let (setup, replaced) = self.own_setup(caller)?;

@@ -267,14 +267,14 @@ impl<E> From<Refusal> for Failure<E> {
 pub struct Connected<K: Kinds> {
     /// What serves from now on.
     pub attachment: K::Attachment,
-    /// The connections of the orphan that was replaced, if any, to be disposed of.
+    /// The connections of the setup that was replaced, if any, to be disposed of.
     pub replaced: Option<K::Connections>,
 }
 
 /// What [`Lifecycle::configure`] changed.
 #[must_use]
 pub enum Configured<K: Kinds> {
-    /// A setup. If it took an orphan's place, the orphan's connections are here, to be disposed of.
+    /// A setup. If it took another's place, whose connections are here, to be disposed of.
     Setup(Option<K::Connections>),
     /// A running generation: its disk is to be told.
     Live(K::Attachment),

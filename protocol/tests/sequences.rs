@@ -111,9 +111,12 @@ impl Room {
         match call {
             Call::Add { works, disk } => self.add(who, &caller, works, disk)?,
             Call::Configure(setting) => {
-                let got = self
-                    .life
-                    .configure(caller, |config| change(config, setting));
+                let mut got = Err(Failure::Step(()));
+                as_caller(&caller, || {
+                    got = self
+                        .life
+                        .configure(caller.clone(), |config| change(config, setting));
+                });
                 let got = match got {
                     Ok(Configured::Setup(orphan)) => {
                         let orphan = orphan.map_or(vec![], |sockets| sockets.0);
@@ -226,9 +229,12 @@ impl Room {
                 }
             }
             Call::Resume => {
-                let got = self.life.resume(&caller).map(|resume| match resume {
-                    Resume::Runs(sockets) => Ok(sockets),
-                    Resume::Ended(reason) => Err(reason),
+                let mut got = None;
+                as_caller(&caller, || {
+                    got = self.life.resume(&caller).map(|resume| match resume {
+                        Resume::Runs(sockets) => Ok(sockets),
+                        Resume::Ended(reason) => Err(reason),
+                    });
                 });
                 prop_assert_eq!(got, self.plain.resume(who));
             }
@@ -252,13 +258,16 @@ impl Room {
         let expected = self.plain.add(who, disk, works.then_some(self.sockets));
         let may = self.life.may_add(caller, disk);
         let mut pushed_to = None;
-        let (orphan, got) = self.life.add(caller.clone(), disk, |generation, sockets| {
-            pushed_to = Some(generation);
-            if !works {
-                return Err(());
-            }
-            sockets.0.push(self.sockets);
-            Ok(())
+        let (mut orphan, mut got) = (None, Err(Failure::Step(())));
+        as_caller(caller, || {
+            (orphan, got) = self.life.add(caller.clone(), disk, |generation, sockets| {
+                pushed_to = Some(generation);
+                if !works {
+                    return Err(());
+                }
+                sockets.0.push(self.sockets);
+                Ok(())
+            });
         });
         let orphan = orphan.map_or(vec![], |sockets| sockets.0);
         self.gone.extend(&orphan);

@@ -9,7 +9,7 @@ use rnbd_protocol::{
     geometry::ExportSize,
     setup::{Configured, DiskUse, EndReason, Failure, Lifecycle, Phase, Refusal, Resume, Retired},
 };
-use world::{add, count, next_disk, resize, start, start_under, Process, World};
+use world::{add, as_caller, count, next_disk, resize, start, start_under, Process, World};
 
 fn idle() -> Lifecycle<World> {
     Lifecycle::default()
@@ -472,5 +472,45 @@ fn who_has_begun_anew_is_not_told_of_the_last_one() {
     let _ = life.retire(EndReason::Cleared);
     assert!(life.drained_unseen().is_some());
     add(&mut life, &owner, 8).unwrap();
+    assert!(life.resume(&owner).is_none());
+}
+
+#[test]
+fn a_child_attaches_what_its_parent_has_said() {
+    let parent = Process::new();
+    let child = parent.fork();
+    let mut life = idle();
+    let _ = resize(&mut life, &parent, 4096).unwrap();
+    as_caller(&child, || {
+        add(&mut life, &child, 7).unwrap();
+    });
+    let Phase::Setup(setup) = life.phase() else {
+        panic!("not in setup")
+    };
+    assert_eq!(setup.config.size.bytes(), 4096);
+    assert!(setup.owner == child);
+}
+
+#[test]
+fn a_child_that_starts_is_not_told_of_its_own_last_generation() {
+    let parent = Process::new();
+    let child = parent.fork();
+    let mut life = running(&child);
+    let _ = life.retire(EndReason::Cleared);
+    assert!(life.drained_unseen().is_some());
+    add(&mut life, &parent, 8).unwrap();
+    as_caller(&child, || assert!(life.resume(&child).is_none()));
+}
+
+#[test]
+fn who_starts_anew_is_never_told_of_the_one_before() {
+    let owner = Process::new();
+    let mut life = running(&owner);
+    let _ = life.retire(EndReason::Interrupted);
+    assert!(life.drained_unseen().is_some());
+    add(&mut life, &owner, 8).unwrap();
+    start(&mut life, &owner).unwrap();
+    let _ = life.retire(EndReason::Disconnected);
+    assert!(life.drained().is_some());
     assert!(life.resume(&owner).is_none());
 }

@@ -3,15 +3,19 @@
 //! What is left of a disk that was taken out.
 
 use super::{bdev::Bdev, gen_disk::GenDisk, operations::Operations};
-use kernel::prelude::*;
+use kernel::{bindings, prelude::*};
 
 impl<T: Operations> GenDisk<T> {
-    /// Takes the disk out of the system. Sleeps.
+    /// Takes the disk out of the system. All I/O of it fails from now on, nothing is written back, and
+    /// its exclusive holders are told that it is dead, as one that was pulled out
+    /// (`blk_mark_disk_dead`). Sleeps.
     pub(crate) fn remove(self) -> Corpse {
+        // SAFETY: The disk was added, and is there until it is dropped.
+        unsafe { bindings::blk_mark_disk_dead(self.as_raw()) };
         // First: partitions leave the disk's table with it.
         let mut bdevs = KVec::new();
         self.for_each_bdev(|bdev| {
-            // Nothing more is to be written to it. The disk itself is emptied by the block layer.
+            // Nothing more is to be written to it.
             bdev.set_nr_sectors(0);
             // Without memory some keep their pages until they are closed.
             let _ = bdevs.push(bdev.clone(), GFP_KERNEL);

@@ -310,16 +310,6 @@ pub(crate) struct GenDisk<T: Operations> {
     disk: ARef<Disk<T>>,
 }
 
-impl<T: Operations> GenDisk<T> {
-    /// Fails all I/O of the disk from now on, and tells its exclusive holders that it is dead, as a
-    /// disk that was pulled out: nothing is written back (`blk_mark_disk_dead`). May sleep.
-    #[inline]
-    pub(crate) fn mark_dead(&self) {
-        // SAFETY: By the type invariant.
-        unsafe { bindings::blk_mark_disk_dead(self.disk.as_raw()) };
-    }
-}
-
 impl<T: Operations> core::ops::Deref for GenDisk<T> {
     type Target = Disk<T>;
 

@@ -74,9 +74,7 @@ pub(crate) trait Operations: Sized + 'static {
     /// Requests were given back with
     /// [`Outcome::RequeueDelayed`](super::Outcome::RequeueDelayed), and wait. The driver sees to it that
     /// they come again: [`Disk::delay_kick_requeue_list`]. Any context that `finish` was called in.
-    fn requeued(_disk: &Disk<Self>, _attachment: Option<&Self::Attachment>) {
-        build_error!(VTABLE_DEFAULT_ERROR)
-    }
+    fn requeued(disk: &Disk<Self>, attachment: Option<&Self::Attachment>);
 
     /// A request was not finished within the queue's time-out.
     fn timeout(
@@ -232,7 +230,8 @@ impl<T: Operations> OperationsVTable<T> {
         let queue = unsafe { (*rq).q };
         // SAFETY: As above.
         let (private, disk) = unsafe { (Self::private(queue), Disk::from_raw((*queue).disk)) };
-        // SAFETY: `request` lives to the end of this function, and keeps the queue from freezing.
+        // SAFETY: `request` keeps the queue from freezing until it is released below; after that the
+        // attachment is not used.
         let attachment = unsafe { private.attachment.get() };
         let timeout = T::timeout(disk, attachment, &request);
         // With the last reference it goes back: then its timer is the block layer's.
@@ -259,13 +258,12 @@ impl<T: Operations> OperationsVTable<T> {
         // SAFETY: By the safety requirement.
         unsafe { bindings::blk_mq_requeue_request(rq, false) };
         match not_frozen {
-            Some(_not_frozen) if T::HAS_REQUEUED => {
+            Some(_not_frozen) => {
                 // SAFETY: The queue does not freeze before the end of this block.
                 T::requeued(disk, unsafe { private.attachment.get() });
             }
-            Some(_not_frozen) => disk.kick_requeue_list(),
             // It had been given to the driver: its queue cannot be frozen.
-            None => {}
+            None => disk.kick_requeue_list(),
         }
     }
 

@@ -17,32 +17,17 @@ impl<T: Operations> Disk<T> {
         // SAFETY: The disk has its queue. It is a plain number.
         unsafe { (&raw const (*self.queue()).limits.logical_block_size).read_volatile() }
     }
-
-    /// Whether the page caches of the disk and its partitions have blocks of at least `bytes`, a power of
-    /// two, or get them when they are opened. I/O of smaller blocks than the disk's fails.
-    ///
-    /// Does not wait. If it holds for the logical block size it goes on to hold: none is made smaller than
-    /// that one.
-    pub(crate) fn page_cache_fits(&self, bytes: u32) -> bool {
-        match self.try_lock_open() {
-            Some(locked) => locked.page_cache_fits(bytes),
-            // One that is not open may just be being opened.
-            None => self.all_bdevs(|bdev| bdev.has_blocks_of(bytes)),
-        }
-    }
-
-    fn all_bdevs(&self, test: impl Fn(&Bdev) -> bool) -> bool {
-        let mut all = true;
-        self.for_each_bdev(|bdev| all &= test(bdev));
-        all
-    }
 }
 
 impl<T: Operations> OpenLocked<'_, T> {
-    /// As [`Disk::page_cache_fits`].
+    /// Whether the page caches of the disk and its partitions have blocks of at least `bytes`, a power of
+    /// two, or get them when they are opened, once the disk's logical block size is that. I/O of smaller
+    /// blocks than the disk's fails.
     pub(crate) fn page_cache_fits(&self, bytes: u32) -> bool {
+        let mut fits = true;
         self.disk()
-            .all_bdevs(|bdev| bdev.has_blocks_of(bytes) || !bdev.is_open())
+            .for_each_bdev(|bdev| fits &= bdev.has_blocks_of(bytes) || !bdev.is_open());
+        fits
     }
 }
 

@@ -105,8 +105,9 @@ impl Plain {
         if self.phase == "running" && !self.netlink && self.owner == Some(who) {
             return Some(Ok(self.sockets.clone()));
         }
-        let has_begun_anew =
-            self.phase == "setup" && self.owner == Some(who) && !self.sockets.is_empty();
+        let parent = self.people[who].parent;
+        let may_start = self.owner == Some(who) || parent.is_some() && parent == self.owner;
+        let has_begun_anew = self.phase == "setup" && may_start && !self.sockets.is_empty();
         if has_begun_anew {
             return None;
         }

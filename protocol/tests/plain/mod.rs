@@ -189,9 +189,16 @@ impl Plain {
         }
     }
 
-    fn draft(&self, who: usize) -> Option<Settings> {
-        let mut drafts = self.drafts.iter();
-        Some(drafts.find(|draft| draft.0 == who)?.1)
+    /// What it has said that does not set the device up; or its parent, who does.
+    fn said(&self, who: usize) -> Settings {
+        let parent = self.people[who].parent;
+        match self.drafts.iter().find(|draft| draft.0 == who) {
+            Some(draft) => draft.1,
+            None if self.phase == "setup" && parent.is_some() && parent == self.owner => {
+                self.settings
+            }
+            None => FRESH,
+        }
     }
 
     /// The last close.
@@ -214,13 +221,13 @@ impl Plain {
         if self.phase == "setup" && self.owner == Some(who) {
             return vec![];
         }
-        let said = self.draft(who);
+        let said = self.said(who);
         self.drafts.retain(|draft| draft.0 != who);
         self.put_aside();
         let orphan = self.let_go();
         self.phase = "setup";
         self.owner = Some(who);
-        self.settings = said.unwrap_or(FRESH);
+        self.settings = said;
         self.generation += 1;
         orphan
     }
@@ -269,7 +276,7 @@ impl Plain {
         let stays = self.phase == "running" || (self.phase == "setup" && self.owner == Some(who));
         let before = match stays {
             true => self.settings,
-            false => self.draft(who).unwrap_or(FRESH),
+            false => self.said(who),
         };
         let Some(after) = self.changed(before, setting) else {
             return Answer::Failed;
@@ -412,6 +419,7 @@ impl Plain {
         if !works {
             return Answer::Failed;
         }
+        self.unseen.retain(|unseen| unseen.0 != who);
         self.phase = "running";
         self.owner = Some(who);
         self.enter_disk();

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
+use super::netlink::attached::Attached;
 use super::{Context, Test, ours_only, skip};
 use crate::attach::{Setup, attaches_again};
 use crate::blocked::{Blocked, silent_server};
@@ -59,6 +60,14 @@ pub const TESTS: &[Test] = &[
         .known_on_nbd(ENDS_ON_NBD),
     Test::new("away.persists", "a client whose server dies while it is stopped comes back to it", persists)
         .known_on_nbd(ENDS_ON_NBD),
+    Test::new("away.taken", "its end is told to it also while the device is attached by netlink", taken)
+        .known_on_nbd(ENDS_ON_NBD),
+    Test::new(
+        "away.dies_at_once",
+        "who sees a stopped client dead can set the device up at once",
+        dies_at_once,
+    )
+    .known_on_nbd(ENDS_ON_NBD),
     Test::new("away.rmmod", "the module stays while a client is stopped", rmmod).known_on_nbd(ENDS_ON_NBD),
 ];
 
@@ -394,4 +403,37 @@ fn rmmod(context: &Context) -> Result<()> {
     serves("after rmmod")?;
     go_on(&mut client)?;
     disconnect(client, &server)
+}
+
+fn taken(_: &Context) -> Result<()> {
+    let server = silent_server()?;
+    let mut client = Setup::for_server(&server).attach_in_child(0, &server)?;
+    stop(&mut client)?;
+    server.close();
+    wait_idle(0)?;
+    let next = silent_server()?;
+    let device = Attached::new(&next, 1, &[])?;
+    kill(pid(&client), Signal::SIGCONT)?;
+    let told = told(&mut client)?;
+    ensure!(told.contains("EPIPE"), "the client learned: {told}");
+    serves("the next one's device")?;
+    device.disconnect()?;
+    next.wait_closed()
+}
+
+fn dies_at_once(context: &Context) -> Result<()> {
+    let device = Device::open(0)?;
+    for round in 0..context.rounds(20, 5) {
+        let server = silent_server()?;
+        let mut client = Setup::for_server(&server).attach_in_child(0, &server)?;
+        stop(&mut client)?;
+        client.kill()?;
+        let next = silent_server()?;
+        Setup::for_server(&next).prepare(&device, &next).with_context(|| format!("round {round}"))?;
+        device.ioctl(req::CLEAR_SOCK, 0)?;
+        server.wait_closed()?;
+        next.wait_closed()?;
+    }
+    drop(device);
+    attaches_again()
 }
