@@ -116,6 +116,10 @@ impl Operations for Driver {
         data.once.store(again.is_err(), Relaxed);
     }
 
+    fn requeued(disk: &Disk<Self>, _: Option<&Attachment>) {
+        disk.kick_requeue_list();
+    }
+
     fn timeout(_: &Disk<Self>, _: Option<&Attachment>, _: &Request<Self>) -> Timeout {
         Timeout::ResetTimer
     }

@@ -132,6 +132,11 @@ impl<A: AtomicWord> Word<A> {
             .map_err(Fields::unpack)
     }
 
+    /// Whether its reply is being read.
+    pub fn is_receiving(&self) -> bool {
+        self.fields().state == State::Receiving
+    }
+
     /// Starts to send the request on `route`, as the next of that connection's `sequence`.
     ///
     /// To be called by the task that the block layer has just handed the request to: no other

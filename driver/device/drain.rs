@@ -75,7 +75,8 @@ fn wait_for_answers(attachment: &Attachment) -> Result<(), Interrupted> {
     while !grace.is_over() && !patience.is_over() {
         // A server that could not be told at first is told once the sender is done.
         let told = send_disconnect(attachment);
-        if told && !awaits_answers(attachment.disk()) {
+        let awaited = Awaited::of(attachment.disk());
+        if told && awaited == Awaited::Nothing {
             break;
         }
         let mut end = attachment.end.lock();
@@ -94,7 +95,8 @@ fn wait_for_answers(attachment: &Attachment) -> Result<(), Interrupted> {
             break;
         }
         let now = attachment.progress();
-        if now != seen {
+        // How far a reply's data have come is not to be seen.
+        if now != seen || awaited == Awaited::Data {
             (patience, seen) = (quiet(), now);
         }
     }
@@ -102,11 +104,28 @@ fn wait_for_answers(attachment: &Attachment) -> Result<(), Interrupted> {
     Ok(())
 }
 
-/// Whether a server owes an answer to any request.
-fn awaits_answers(disk: &Disk<Nbd>) -> bool {
-    let mut any = false;
-    disk.tagset_busy_iter(|request| any |= request.data().word.route().is_some());
-    any
+/// What of a server's answers is still to come.
+#[derive(PartialEq, Eq)]
+enum Awaited {
+    Nothing,
+    /// Answers; and of one of them, what follows its header.
+    Data,
+    Answers,
+}
+
+impl Awaited {
+    fn of(disk: &Disk<Nbd>) -> Self {
+        let mut awaited = Self::Nothing;
+        disk.tagset_busy_iter(|request| {
+            let word = &request.data().word;
+            if word.is_receiving() {
+                awaited = Self::Data;
+            } else if word.route().is_some() && awaited == Self::Nothing {
+                awaited = Self::Answers;
+            }
+        });
+        awaited
+    }
 }
 
 /// All that is left to do for a generation whose end was asked for: for a worker.

@@ -182,6 +182,17 @@ fn answers(_: &Context) -> Result<()> {
     for (place, read) in disconnected_with(&server, 16)?.into_iter().enumerate() {
         read.with_context(|| format!("read {place}"))?;
     }
+    // And so do the pieces of one.
+    let server = late_server(|peer, request| {
+        for piece in peer.reply(request)?.chunks(256) {
+            std::thread::sleep(Duration::from_millis(80));
+            peer.send(piece)?;
+        }
+        Ok(())
+    })?;
+    for read in disconnected_with(&server, 1)? {
+        read.context("a reply in pieces")?;
+    }
     attaches_again()
 }
 
