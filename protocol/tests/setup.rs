@@ -7,9 +7,9 @@ mod world;
 use rnbd_protocol::{
     flags::TransmissionFlags,
     geometry::ExportSize,
-    setup::{Configured, DiskUse, EndReason, Failure, Lifecycle, Phase, Refusal, Resume, Retired},
+    setup::{Configured, DiskUse, EndReason, Failure, Lifecycle, Phase, Refusal, Retired},
 };
-use world::{add, as_caller, count, next_disk, resize, start, start_under, Process, World};
+use world::{add, count, next_disk, resize, start, start_under, Process, World};
 
 fn idle() -> Lifecycle<World> {
     Lifecycle::default()
@@ -386,131 +386,4 @@ fn who_clears_after_his_own_end_does_not_hit_the_next_owner() {
     add(&mut life, &second, 2).unwrap();
     second.die();
     assert!(matches!(life.clear(&first), Retired::Setup(_)));
-}
-
-#[test]
-fn settings_without_a_socket_keep_nobody_out() {
-    let (first, second) = (Process::new(), Process::new());
-    let mut life = idle();
-    let _ = resize(&mut life, &first, 4096).unwrap();
-    let _ = resize(&mut life, &second, 8192).unwrap();
-    add(&mut life, &second, 7).unwrap();
-    // From here on it is as ever.
-    assert_eq!(
-        resize(&mut life, &first, 512).err(),
-        Some(Failure::Refused(Refusal::Owned))
-    );
-    start(&mut life, &second).unwrap();
-    let Phase::Running { config, .. } = life.phase() else {
-        panic!("not running")
-    };
-    assert_eq!(config.size.bytes(), 8192);
-}
-
-#[test]
-fn each_attaches_what_it_has_said_itself() {
-    let (first, second) = (Process::new(), Process::new());
-    let mut life = idle();
-    let _ = resize(&mut life, &first, 4096).unwrap();
-    let _ = resize(&mut life, &second, 8192).unwrap();
-    // Whoever brings the first socket, with whatever it said before.
-    add(&mut life, &first, 7).unwrap();
-    let Phase::Setup(setup) = life.phase() else {
-        panic!("not in setup")
-    };
-    assert_eq!(setup.config.size.bytes(), 4096);
-    assert_eq!(
-        add(&mut life, &second, 8).err(),
-        Some(Failure::Refused(Refusal::Owned))
-    );
-}
-
-#[test]
-fn who_lost_its_place_clears_nothing_of_anothers() {
-    let (first, second) = (Process::new(), Process::new());
-    let mut life = idle();
-    let _ = resize(&mut life, &first, 4096).unwrap();
-    add(&mut life, &second, 7).unwrap();
-    // As nbd-client does between its settings and its sockets.
-    assert!(matches!(life.clear(&first), Retired::Nothing));
-    start(&mut life, &second).unwrap();
-    // But whoever asks for it in earnest ends what is attached.
-    assert!(matches!(life.clear(&first), Retired::Stopped(_)));
-}
-
-#[test]
-fn a_cleared_setup_keeps_nobody_out() {
-    let (first, second) = (Process::new(), Process::new());
-    let mut life = set_up(&first);
-    assert!(matches!(life.clear(&first), Retired::Setup(_)));
-    add(&mut life, &second, 8).unwrap();
-    start(&mut life, &second).unwrap();
-}
-
-#[test]
-fn who_was_away_learns_how_its_generation_ended() {
-    let (owner, other) = (Process::new(), Process::new());
-    let mut life = running(&owner);
-    assert!(matches!(life.resume(&owner), Some(Resume::Runs(_))));
-    assert!(life.resume(&other).is_none());
-    let _ = life.retire(EndReason::ConnectionsLost);
-    assert_eq!(life.drained_unseen(), Some(EndReason::ConnectionsLost));
-    // Also when the device is another's by now.
-    add(&mut life, &other, 8).unwrap();
-    start(&mut life, &other).unwrap();
-    assert!(matches!(
-        life.resume(&owner),
-        Some(Resume::Ended(EndReason::ConnectionsLost))
-    ));
-    assert!(life.resume(&owner).is_none(), "it is told twice");
-}
-
-#[test]
-fn who_has_begun_anew_is_not_told_of_the_last_one() {
-    let owner = Process::new();
-    let mut life = running(&owner);
-    let _ = life.retire(EndReason::Cleared);
-    assert!(life.drained_unseen().is_some());
-    add(&mut life, &owner, 8).unwrap();
-    assert!(life.resume(&owner).is_none());
-}
-
-#[test]
-fn a_child_attaches_what_its_parent_has_said() {
-    let parent = Process::new();
-    let child = parent.fork();
-    let mut life = idle();
-    let _ = resize(&mut life, &parent, 4096).unwrap();
-    as_caller(&child, || {
-        add(&mut life, &child, 7).unwrap();
-    });
-    let Phase::Setup(setup) = life.phase() else {
-        panic!("not in setup")
-    };
-    assert_eq!(setup.config.size.bytes(), 4096);
-    assert!(setup.owner == child);
-}
-
-#[test]
-fn a_child_that_starts_is_not_told_of_its_own_last_generation() {
-    let parent = Process::new();
-    let child = parent.fork();
-    let mut life = running(&child);
-    let _ = life.retire(EndReason::Cleared);
-    assert!(life.drained_unseen().is_some());
-    add(&mut life, &parent, 8).unwrap();
-    as_caller(&child, || assert!(life.resume(&child).is_none()));
-}
-
-#[test]
-fn who_starts_anew_is_never_told_of_the_one_before() {
-    let owner = Process::new();
-    let mut life = running(&owner);
-    let _ = life.retire(EndReason::Interrupted);
-    assert!(life.drained_unseen().is_some());
-    add(&mut life, &owner, 8).unwrap();
-    start(&mut life, &owner).unwrap();
-    let _ = life.retire(EndReason::Disconnected);
-    assert!(life.drained().is_some());
-    assert!(life.resume(&owner).is_none());
 }
