@@ -14,10 +14,11 @@ use kernel::{
 
 /// Whether the current task, in which a signal interrupts waiting (`signal_pending`), just has to leave
 /// the kernel for a while: to stop, to be traced or frozen, to do task work. Then no signal waits that
-/// ends it or that it handles, and a system call that it leaves with `ERESTARTNOHAND` is made again.
+/// ends it or that it handles, as far as that is certain, and a system call that it leaves with
+/// `ERESTARTNOHAND` is made again.
 ///
-/// What is pending is another thing the next moment: if a handler runs after all, the call returns
-/// `EINTR` and is not made again.
+/// What is pending is another thing the next moment, and what the process was sent may be for another of
+/// its threads: if a handler runs after all, the call returns `EINTR` and is not made again.
 pub(crate) fn must_leave() -> bool {
     let task = Task::current_raw();
     // SAFETY: The current task's `signal` and `sighand` are there, and no other task changes these
@@ -25,7 +26,11 @@ pub(crate) fn must_leave() -> bool {
     // another one the next moment. There is an action for each signal of a set.
     unsafe {
         let own = words(&raw const (*task).pending.signal);
-        let shared = words(&raw const (*(*task).signal).shared_pending.signal);
+        // Another thread may take what the process has been sent.
+        let shared = match (&raw const (*(*task).signal).nr_threads).read_volatile() {
+            1 => words(&raw const (*(*task).signal).shared_pending.signal),
+            _ => Words::default(),
+        };
         let blocked = words(&raw const (*task).blocked);
         // Whoever traces it gets all other signals first, and may keep them.
         let traced = (&raw const (*task).ptrace).read_volatile() != 0;
@@ -99,6 +104,11 @@ impl TaskRef {
     /// The current one.
     pub(crate) fn current() -> Self {
         Self(ARef::from(&**kernel::current!()))
+    }
+
+    /// Whether it is the current one.
+    pub(crate) fn is_current(&self) -> bool {
+        self.0.as_ptr() == Task::current_raw()
     }
 
     /// What it is doing at this moment. Any context.

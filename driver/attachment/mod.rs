@@ -248,7 +248,7 @@ impl Attachment {
             match since.as_ref() {
                 // A little later, so that the time is over.
                 Some(since) => {
-                    let left = self.wait_left_ms(since).saturating_add(1);
+                    let left = self.wait_left_ms(since).max(0).saturating_add(1);
                     u32::try_from(left).unwrap_or(u32::MAX)
                 }
                 // None waits for a connection.

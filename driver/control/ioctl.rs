@@ -27,6 +27,9 @@ pub(crate) fn handle(device: &Arc<Device>, mode: IoctlMode, cmd: u32, arg: usize
     if _IOC_TYPE(cmd) != TYPE {
         return Err(EINVAL);
     }
+    if cmd != extra::NBD_DO_IT {
+        device.forget_absence();
+    }
     // NBD_DO_IT may come back for a generation that has ended meanwhile; it looks by itself.
     if !matches!(
         cmd,

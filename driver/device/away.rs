@@ -13,6 +13,7 @@
 use super::{drain, end, owner::Lifecycle, Device};
 use crate::{
     abstractions::{
+        memalloc::MemallocNoio,
         module_ref::ModuleRef,
         task::{Doing, TaskRef},
         work::{WithWork, WorkFunc},
@@ -41,6 +42,33 @@ const ELSEWHERE_NS: u64 = 50_000_000;
 
 /// So many looks in a row must agree: one may fall into the moment in which it comes back.
 const LOOKS: u32 = 3;
+
+/// How generations ended whose tasks were away, until these come back.
+#[derive(Default)]
+pub(super) struct Unseen(KVec<(TaskRef, EndReason)>);
+
+impl Unseen {
+    /// Makes room for one more. Sleeps.
+    fn reserve(&mut self) -> Result {
+        self.0.retain(|(task, _)| task.doing() != Doing::Exiting);
+        // What waits for memory may wait for this device.
+        let _noio = MemallocNoio::save();
+        Ok(self.0.reserve(1, GFP_KERNEL)?)
+    }
+
+    /// Remembers an end for a task, when it left there was room made for that.
+    fn put(&mut self, task: TaskRef, reason: EndReason) {
+        let _ = self.0.push_within_capacity((task, reason));
+    }
+
+    /// How the generation ended that the current task had left, if it did, and was not told yet. Also to
+    /// be called when the task makes another call: then it does not come back any more.
+    pub(super) fn take(&mut self) -> Option<EndReason> {
+        let is_own = |(task, _): &(TaskRef, EndReason)| task.is_current();
+        let place = self.0.iter().position(is_own)?;
+        Some(self.0.remove(place).ok()?.1)
+    }
+}
 
 /// A task that is away.
 struct Absence {
@@ -79,8 +107,8 @@ struct Due {
     attachment: AttachmentRef,
     /// The task does other things: that is why.
     for_good: bool,
-    /// Keeps the module until it has ended.
-    _absence: Option<Absence>,
+    /// Who is to be told; and what keeps the module until it has ended.
+    absence: Option<Absence>,
 }
 
 /// Ends a generation whose task is away.
@@ -154,6 +182,9 @@ impl Keeper<Attachment> for Task {
             elsewhere: 0,
             _module: module,
         };
+        if self.substitute.device.unseen.lock().reserve().is_err() {
+            return false;
+        }
         let before = self.watcher.absence.lock().replace(absence);
         drop(before);
         Attachment::tell_keeper(attachment, End::leave);
@@ -162,7 +193,17 @@ impl Keeper<Attachment> for Task {
     }
 
     fn come_back(&self, attachment: &AttachmentRef) -> ComeBack {
-        let back = attachment.end.lock().come_back();
+        // Another thread of the process is another caller.
+        let mut end = attachment.end.lock();
+        let is_other = match &*self.watcher.absence.lock() {
+            Some(absence) => !absence.task.is_current(),
+            None => false,
+        };
+        if is_other {
+            return ComeBack::Occupied;
+        }
+        let back = end.come_back();
+        drop(end);
         if back == ComeBack::Done {
             let absence = self.watcher.absence.lock().take();
             drop(absence);
@@ -216,7 +257,7 @@ impl Watcher {
         let due = Due {
             attachment: attachment.clone(),
             for_good,
-            _absence: self.absence.lock().take(),
+            absence: self.absence.lock().take(),
         };
         *self.substitute.due.lock() = Some(due);
         let workers = &self.substitute.device.maker.workers;
@@ -240,6 +281,14 @@ impl WorkFunc for Substitute {
         }
         // A worker gets no signals.
         let _ = drain::conclude(device, attachment);
-        drain::run(device, attachment, Lifecycle::drained_unseen, || None::<()>);
+        let settle = |life: &mut Lifecycle| {
+            let reason = life.drained();
+            // Before anybody can see that it is gone.
+            if let (Some(reason), Some(absence)) = (reason, due.absence.filter(|_| !due.for_good)) {
+                device.unseen.lock().put(absence.task, reason);
+            }
+            reason
+        };
+        drain::run(device, attachment, settle, || None::<()>);
     }
 }

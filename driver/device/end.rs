@@ -116,7 +116,7 @@ pub(crate) fn closed(disk: &Disk<Nbd>, unopened: Option<Unopened<'_, Nbd>>, exit
         let unused = unopened.is_some() && life.disk.is_current(disk.data().serial());
         let last = life.disk.opens() == 0;
         if last {
-            life.forget_processes();
+            life.forget_drafts();
         }
         let dying_owner = exiting
             && matches!(

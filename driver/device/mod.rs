@@ -26,7 +26,7 @@ pub(crate) mod setup;
 mod slot;
 pub(crate) mod start;
 
-use self::{maker::Maker, owner::Lifecycle, slot::Slot};
+use self::{away::Unseen, maker::Maker, owner::Lifecycle, slot::Slot};
 use super::{nbd::Nbd, wire::journal::Journal};
 use crate::{
     abstractions::{block::mq::Disk, memalloc::MemallocNoio, trace},
@@ -65,6 +65,9 @@ pub(crate) struct Device {
     /// The phase, under the setup lock, has changed.
     #[pin]
     phase_changed: CondVar,
+    /// How generations ended whose tasks were away. Taken under the setup lock, or alone.
+    #[pin]
+    unseen: Mutex<Unseen>,
     /// The task that started the generation which is attached, or 0.
     pid: Atomic<i32>,
     /// The disk was opened for use since it was attached.
@@ -104,11 +107,17 @@ impl Device {
                 current <- new_spinlock!(None, "rnbd::current"),
                 setup <- new_mutex!(Lifecycle::default(), "rnbd::setup"),
                 phase_changed <- new_condvar!("rnbd::phase_changed"),
+                unseen <- new_mutex!(Unseen::default(), "rnbd::unseen"),
                 pid: Atomic::new(0),
                 used: Atomic::new(false),
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// The current task makes another call than that which it may have left.
+    pub(crate) fn forget_absence(&self) {
+        let _ = self.unseen.lock().take();
     }
 
     /// Its number.

@@ -13,15 +13,12 @@ use crate::{
         attachment::{Attachment, AttachmentRef},
         wire::journal::LastError,
     },
-    protocol::{
-        end::ComeBack,
-        setup::{EndReason, Resume},
-    },
+    protocol::{end::ComeBack, setup::EndReason},
 };
 use kernel::{prelude::*, sync::Arc};
 
 /// `NBD_DO_IT`: starts the generation that was set up, and returns when it is gone. Or goes on with
-/// the generation that the caller's process has left for a while.
+/// the generation that the current task has left for a while.
 ///
 /// # Errors
 ///
@@ -31,18 +28,23 @@ use kernel::{prelude::*, sync::Arc};
 /// to leave the kernel for a while.
 pub(crate) fn run(device: &Arc<Device>, mode: IoctlMode) -> Result {
     let caller = ProcessRef::current();
-    while let Some(resume) = device.when_drained(|life| life.resume(&caller))? {
-        match resume {
-            Resume::Ended(reason) => return answer(device, None, reason),
-            Resume::Runs(attachment) => match attachment.keeper.come_back(&attachment) {
-                ComeBack::Done => {
-                    device.set_pid(pid::current_pid_nr());
-                    return keep(device, &attachment);
-                }
-                // Another thread of the process is in the call: this one is refused.
-                ComeBack::Occupied => break,
-                ComeBack::TooLate => wait_until_asked(&attachment)?,
-            },
+    loop {
+        let (ended, runs) =
+            device.when_drained(|life| (device.unseen.lock().take(), life.attached_by(&caller)))?;
+        if let Some(reason) = ended {
+            return answer(device, None, reason);
+        }
+        let Some(attachment) = runs else {
+            break;
+        };
+        match attachment.keeper.come_back(&attachment) {
+            ComeBack::Done => {
+                device.set_pid(pid::current_pid_nr());
+                return keep(device, &attachment);
+            }
+            // It is another thread's of the process: this one is refused.
+            ComeBack::Occupied => break,
+            ComeBack::TooLate => wait_until_asked(&attachment)?,
         }
     }
     let started = start(device, mode, || away::keeper(device))?;

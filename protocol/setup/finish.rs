@@ -4,7 +4,7 @@
 
 use super::{
     lifecycle::Last, remembered::Remembered, Connections, EndReason, Interface, Kinds, Lifecycle,
-    Owner, Phase, Resume, Retired,
+    Owner, Phase, Retired,
 };
 
 impl<K: Kinds> Lifecycle<K> {
@@ -133,39 +133,21 @@ impl<K: Kinds> Lifecycle<K> {
         }
     }
 
-    /// As [`Lifecycle::drained`], with nobody there who would be told why: [`Lifecycle::resume`] tells.
-    pub fn drained_unseen(&mut self) -> Option<EndReason> {
-        let reason = self.drained()?;
-        if let Some(last) = &self.last {
-            self.unseen.put(last.owner.clone(), reason);
-        }
-        Some(reason)
-    }
-
-    /// What a process finds that calls `NBD_DO_IT`, and may have left that call before: the generation
-    /// that it has started, or how that has ended. None, if it is to start one.
-    pub fn resume(&mut self, caller: &K::Owner) -> Option<Resume<K>> {
+    /// What serves, if `caller` has attached it by ioctl.
+    pub fn attached_by(&self, caller: &K::Owner) -> Option<K::Attachment> {
         match &self.phase {
             Phase::Running {
                 owner,
                 interface: Interface::Ioctl,
                 attachment,
                 ..
-            } if owner == caller => Some(Resume::Runs(attachment.clone())),
-            // It is to start another one.
-            Phase::Setup(setup)
-                if setup.connections.count() > 0
-                    && (setup.owner == *caller || setup.owner.is_parent_of_caller()) =>
-            {
-                None
-            }
-            _ => self.unseen.take(caller).map(Resume::Ended),
+            } if owner == caller => Some(attachment.clone()),
+            _ => None,
         }
     }
 
-    /// The last close of the device: nobody is left who could go on with what is remembered.
-    pub fn forget_processes(&mut self) {
+    /// The last close of the device: nobody is left who could go on with what was said.
+    pub fn forget_drafts(&mut self) {
         self.drafts = Remembered::default();
-        self.unseen = Remembered::default();
     }
 }

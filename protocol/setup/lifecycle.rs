@@ -8,8 +8,8 @@ use super::super::{
     request::Route,
 };
 use super::{
-    remembered::Remembered, Config, Configured, Connections, DiskState, DiskUse, EndReason,
-    Failure, Interface, Kinds, Owner, Phase, Refusal, Setup,
+    remembered::Remembered, Config, Configured, Connections, DiskState, DiskUse, Failure,
+    Interface, Kinds, Owner, Phase, Refusal, Setup,
 };
 
 /// What is remembered of the last generation that ran.
@@ -61,8 +61,6 @@ pub struct Lifecycle<K: Kinds> {
     pub(super) phase: Phase<K>,
     pub(super) last: Option<Last<K>>,
     pub(super) drafts: Remembered<K, Draft>,
-    /// How generations ended whose tasks were away.
-    pub(super) unseen: Remembered<K, EndReason>,
     /// The disk that the device has.
     pub disk: DiskState,
 }
@@ -74,7 +72,6 @@ impl<K: Kinds> Default for Lifecycle<K> {
             phase: Phase::Idle,
             last: None,
             drafts: Remembered::default(),
-            unseen: Remembered::default(),
             disk: DiskState::default(),
         }
     }

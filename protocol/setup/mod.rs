@@ -280,15 +280,6 @@ pub enum Configured<K: Kinds> {
     Live(K::Attachment),
 }
 
-/// What [`Lifecycle::resume`] found.
-#[must_use]
-pub enum Resume<K: Kinds> {
-    /// The generation runs.
-    Runs(K::Attachment),
-    /// It has ended.
-    Ended(EndReason),
-}
-
 /// What [`Lifecycle::retire`] ended.
 #[must_use]
 pub enum Retired<K: Kinds> {

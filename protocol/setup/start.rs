@@ -85,8 +85,6 @@ impl<K: Kinds> Lifecycle<K> {
             return Err(Refusal::NoConnection.into());
         };
         let attachment = attach(generation, setup).map_err(Failure::Step)?;
-        // How its last one ended is of no interest any more.
-        let _ = self.unseen.take(&caller);
         self.phase = Phase::Running {
             owner: caller,
             interface: Interface::Ioctl,

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is remembered of processes: what they have said of an export, and how a generation ended that
-//! they had left.
+//! What is remembered of processes that do not set the device up: what they have said of an export.
 
 mod world;
 
-use rnbd_protocol::setup::{EndReason, Failure, Lifecycle, Phase, Refusal, Resume, Retired};
+use rnbd_protocol::setup::{EndReason, Failure, Lifecycle, Phase, Refusal, Retired};
 use world::{add, as_caller, resize, start, Process, World};
 
 fn idle() -> Lifecycle<World> {
@@ -85,34 +84,6 @@ fn a_cleared_setup_keeps_nobody_out() {
 }
 
 #[test]
-fn who_was_away_learns_how_its_generation_ended() {
-    let (owner, other) = (Process::new(), Process::new());
-    let mut life = running(&owner);
-    assert!(matches!(life.resume(&owner), Some(Resume::Runs(_))));
-    assert!(life.resume(&other).is_none());
-    let _ = life.retire(EndReason::ConnectionsLost);
-    assert_eq!(life.drained_unseen(), Some(EndReason::ConnectionsLost));
-    // Also when the device is another's by now.
-    add(&mut life, &other, 8).unwrap();
-    start(&mut life, &other).unwrap();
-    assert!(matches!(
-        life.resume(&owner),
-        Some(Resume::Ended(EndReason::ConnectionsLost))
-    ));
-    assert!(life.resume(&owner).is_none(), "it is told twice");
-}
-
-#[test]
-fn who_has_begun_anew_is_not_told_of_the_last_one() {
-    let owner = Process::new();
-    let mut life = running(&owner);
-    let _ = life.retire(EndReason::Cleared);
-    assert!(life.drained_unseen().is_some());
-    add(&mut life, &owner, 8).unwrap();
-    assert!(life.resume(&owner).is_none());
-}
-
-#[test]
 fn a_child_attaches_what_its_parent_has_said() {
     let parent = Process::new();
     let child = parent.fork();
@@ -129,25 +100,11 @@ fn a_child_attaches_what_its_parent_has_said() {
 }
 
 #[test]
-fn a_child_that_starts_is_not_told_of_its_own_last_generation() {
-    let parent = Process::new();
-    let child = parent.fork();
-    let mut life = running(&child);
-    let _ = life.retire(EndReason::Cleared);
-    assert!(life.drained_unseen().is_some());
-    add(&mut life, &parent, 8).unwrap();
-    as_caller(&child, || assert!(life.resume(&child).is_none()));
-}
-
-#[test]
-fn who_starts_anew_is_never_told_of_the_one_before() {
-    let owner = Process::new();
+fn only_its_owner_finds_a_generation_that_runs() {
+    let (owner, other) = (Process::new(), Process::new());
     let mut life = running(&owner);
-    let _ = life.retire(EndReason::Interrupted);
-    assert!(life.drained_unseen().is_some());
-    add(&mut life, &owner, 8).unwrap();
-    start(&mut life, &owner).unwrap();
-    let _ = life.retire(EndReason::Disconnected);
-    assert!(life.drained().is_some());
-    assert!(life.resume(&owner).is_none());
+    assert!(life.attached_by(&owner).is_some());
+    assert!(life.attached_by(&other).is_none());
+    let _ = life.retire(EndReason::Cleared);
+    assert!(life.attached_by(&owner).is_none(), "it has ended");
 }

@@ -15,7 +15,7 @@ use rnbd_protocol::{
     geometry::{BlockSize, ExportSize},
     setup::{
         Config, Configured, Connections, DiskPlan, DiskUse, Failure, Interface, Lifecycle, Phase,
-        Resume, Retired, Setup,
+        Retired, Setup,
     },
 };
 use world::{as_caller, Numbers, Process, World};
@@ -62,12 +62,7 @@ fn retired(retired: Retired<World>) -> (Vec<u32>, Vec<u32>) {
 fn goes_without_caller(call: &Call) -> bool {
     matches!(
         call,
-        Call::Drained
-            | Call::DrainedUnseen
-            | Call::Detached
-            | Call::Clean
-            | Call::Arrive
-            | Call::Anew
+        Call::Drained | Call::Detached | Call::Clean | Call::Arrive | Call::Anew
     )
 }
 
@@ -203,8 +198,8 @@ impl Room {
                     self.life.disk.closed();
                     self.plain.close(number);
                     if self.life.disk.opens() == 0 {
-                        self.life.forget_processes();
-                        self.plain.forget_processes();
+                        self.life.forget_drafts();
+                        self.plain.forget_drafts();
                     }
                     if cleans {
                         self.clean(number)?;
@@ -221,22 +216,6 @@ impl Room {
                     self.gone.extend(attachment);
                 }
                 prop_assert_eq!(self.life.drained(), self.plain.drained());
-            }
-            Call::DrainedUnseen => {
-                if let Phase::Draining { attachment, .. } = self.life.phase() {
-                    self.gone.extend(attachment);
-                    prop_assert_eq!(self.life.drained_unseen(), self.plain.drained_unseen());
-                }
-            }
-            Call::Resume => {
-                let mut got = None;
-                as_caller(&caller, || {
-                    got = self.life.resume(&caller).map(|resume| match resume {
-                        Resume::Runs(sockets) => Ok(sockets),
-                        Resume::Ended(reason) => Err(reason),
-                    });
-                });
-                prop_assert_eq!(got, self.plain.resume(who));
             }
             Call::Die => {
                 caller.die();

@@ -11,9 +11,7 @@ use loom::{
 };
 use rnbd_protocol::{
     end::{ComeBack, End},
-    setup::{
-        Connections, DiskUse, EndReason, Interface, Kinds, Lifecycle, Owner, Phase, Resume, Retired,
-    },
+    setup::{Connections, DiskUse, EndReason, Interface, Kinds, Lifecycle, Owner, Phase, Retired},
 };
 
 /// One process, which lives, and what it owns.
@@ -65,6 +63,7 @@ struct Device {
     work_changed: Condvar,
     /// The task does other things than to come back. Under `end`, as time goes by there.
     for_good: Mutex<bool>,
+    unseen: Mutex<Option<EndReason>>,
     drains: Mutex<usize>,
 }
 
@@ -91,6 +90,7 @@ impl Device {
             work: Mutex::default(),
             work_changed: Condvar::new(),
             for_good: Mutex::new(false),
+            unseen: Mutex::new(None),
             drains: Mutex::new(0),
         })
     }
@@ -129,29 +129,31 @@ impl Device {
     /// `run`, of a task that has left the call.
     fn call_again(&self, leaves: usize) -> EndReason {
         loop {
-            let resume = {
+            let (ended, runs) = {
                 let mut life = self.life.lock().unwrap();
                 while matches!(life.phase(), Phase::Draining { .. }) {
                     life = self.phase_changed.wait(life).unwrap();
                 }
-                life.resume(&Client).expect("the generation is not found")
+                (
+                    self.unseen.lock().unwrap().take(),
+                    life.attached_by(&Client),
+                )
             };
-            match resume {
-                Resume::Ended(reason) => return reason,
-                Resume::Runs(()) => {
-                    let back = self.end.lock().unwrap().come_back();
-                    match back {
-                        ComeBack::Done => {
-                            self.end_changed.notify_all();
-                            return self.keep(leaves);
-                        }
-                        ComeBack::Occupied => panic!("another task is in the call"),
-                        ComeBack::TooLate => {
-                            let mut end = self.end.lock().unwrap();
-                            while !end.is_asked() {
-                                end = self.end_changed.wait(end).unwrap();
-                            }
-                        }
+            if let Some(reason) = ended {
+                return reason;
+            }
+            assert!(runs.is_some(), "the generation is not found");
+            let back = self.end.lock().unwrap().come_back();
+            match back {
+                ComeBack::Done => {
+                    self.end_changed.notify_all();
+                    return self.keep(leaves);
+                }
+                ComeBack::Occupied => panic!("another task is in the call"),
+                ComeBack::TooLate => {
+                    let mut end = self.end.lock().unwrap();
+                    while !end.is_asked() {
+                        end = self.end_changed.wait(end).unwrap();
                     }
                 }
             }
@@ -231,7 +233,11 @@ impl Device {
 
     fn finish(&self) {
         self.conclude();
-        self.drain(Lifecycle::drained_unseen);
+        self.drain(|life| {
+            let reason = life.drained();
+            *self.unseen.lock().unwrap() = reason;
+            reason
+        });
     }
 
     /// The task has run a handler, or died.

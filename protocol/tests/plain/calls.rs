@@ -36,10 +36,6 @@ pub enum Call {
     /// All requests of a generation that drains are done.
     Detached,
     Drained,
-    /// The same, when the task that started it is not there.
-    DrainedUnseen,
-    /// Such a task comes back.
-    Resume,
     /// The disk that is there is opened.
     Open,
     /// Some disk is closed; if that is the last close, and it is not refused, it is cleaned.
@@ -108,9 +104,7 @@ pub fn any_call() -> impl Strategy<Value = Call> {
         2 => reason.prop_map(Call::Retire),
         1 => Just(Call::Abandon),
         2 => Just(Call::Detached),
-        3 => Just(Call::Drained),
-        2 => Just(Call::DrainedUnseen),
-        3 => Just(Call::Resume),
+        4 => Just(Call::Drained),
         3 => Just(Call::Open),
         3 => (any::<usize>(), prop::bool::weighted(0.8))
             .prop_map(|(disk, cleans)| Call::Close { disk, cleans }),

@@ -81,37 +81,4 @@ impl Plain {
         }
         self.reason.take()
     }
-
-    /// Nobody is there who would be told why.
-    pub fn drained_unseen(&mut self) -> Option<EndReason> {
-        let owner = self.owner;
-        let reason = self.drained();
-        if let (Some(owner), Some(reason)) = (owner, reason) {
-            if self.people[owner].alive {
-                let people = &self.people;
-                self.unseen
-                    .retain(|unseen| people[unseen.0].alive && unseen.0 != owner);
-                if self.unseen.len() == 8 {
-                    self.unseen.remove(0);
-                }
-                self.unseen.push((owner, reason));
-            }
-        }
-        reason
-    }
-
-    /// Nothing, the sockets of what runs, or how it ended.
-    pub fn resume(&mut self, who: usize) -> Option<Result<Vec<u32>, EndReason>> {
-        if self.phase == "running" && !self.netlink && self.owner == Some(who) {
-            return Some(Ok(self.sockets.clone()));
-        }
-        let parent = self.people[who].parent;
-        let may_start = self.owner == Some(who) || parent.is_some() && parent == self.owner;
-        let has_begun_anew = self.phase == "setup" && may_start && !self.sockets.is_empty();
-        if has_begun_anew {
-            return None;
-        }
-        let place = self.unseen.iter().position(|unseen| unseen.0 == who)?;
-        Some(Err(self.unseen.remove(place).1))
-    }
 }

@@ -88,8 +88,6 @@ pub struct Plain {
     last: Option<Last>,
     /// The owner of that, until it has cleared.
     clear_due: Option<usize>,
-    /// How generations ended whose owners were not there, until they ask.
-    unseen: Vec<(usize, EndReason)>,
     /// What processes have said whose place another has taken, and whether they have not cleared since.
     drafts: Vec<(usize, Settings, bool)>,
 }
@@ -110,7 +108,6 @@ impl Plain {
             disks: Vec::new(),
             last: None,
             clear_due: None,
-            unseen: Vec::new(),
             drafts: Vec::new(),
         }
     }
@@ -202,9 +199,8 @@ impl Plain {
     }
 
     /// The last close.
-    pub fn forget_processes(&mut self) {
+    pub fn forget_drafts(&mut self) {
         self.drafts.clear();
-        self.unseen.clear();
     }
 
     /// The device becomes idle; its sockets are let go.
@@ -419,7 +415,6 @@ impl Plain {
         if !works {
             return Answer::Failed;
         }
-        self.unseen.retain(|unseen| unseen.0 != who);
         self.phase = "running";
         self.owner = Some(who);
         self.enter_disk();

@@ -18,7 +18,7 @@ use crate::device::{Device, attached, open_direct, req, round_trip, sysfs, wait_
 use crate::process::{Child, fork_child, processes, wait_for};
 use crate::server::{Server, Transport};
 
-const ENDS_ON_NBD: &str = "the device is detached as soon as its client is stopped";
+pub const ENDS_ON_NBD: &str = "the device is detached as soon as its client is stopped";
 
 pub const TESTS: &[Test] = &[
     Test::new("away.stopped", "SIGSTOP and SIGCONT of the client leave all as it is", |_| {
@@ -71,7 +71,7 @@ pub const TESTS: &[Test] = &[
     Test::new("away.rmmod", "the module stays while a client is stopped", rmmod).known_on_nbd(ENDS_ON_NBD),
 ];
 
-fn pid(client: &Child) -> Pid {
+pub fn pid(client: &Child) -> Pid {
     Pid::from_raw(client.pid())
 }
 
@@ -80,7 +80,7 @@ fn state(client: &Child) -> char {
     all.iter().find(|process| process.0 == client.pid()).map_or('?', |process| process.3)
 }
 
-fn stop(client: &mut Child) -> Result<()> {
+pub fn stop(client: &mut Child) -> Result<()> {
     kill(pid(client), Signal::SIGSTOP)?;
     wait_for("the client to stop", || state(client) == 'T')
 }
@@ -120,7 +120,7 @@ fn detach_tracer(client: &mut Child) -> Result<()> {
 }
 
 /// The device does I/O by a fresh open.
-fn serves(what: &str) -> Result<()> {
+pub fn serves(what: &str) -> Result<()> {
     round_trip(&open_direct("/dev/nbd0")?, 0, &[0x77; 8192]).with_context(|| what.to_owned())
 }
 

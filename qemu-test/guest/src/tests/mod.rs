@@ -2,6 +2,7 @@
 //! The tests, by subject.
 
 mod away;
+mod away_threads;
 pub mod bounds;
 mod calls;
 mod claim;
@@ -138,6 +139,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         bounds::TESTS,
         draining::TESTS,
         away::TESTS,
+        away_threads::TESTS,
         claim::TESTS,
         data::TESTS,
         clients::TESTS,

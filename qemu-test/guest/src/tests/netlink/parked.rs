@@ -95,6 +95,17 @@ fn changed(context: &Context) -> Result<()> {
     device.change(&[time_left(1)])?;
     let failed = all_end(waiting, "the end of their time")?;
     ensure!(failed.iter().all(Result::is_err), "a reader was answered by nobody");
+    // Also if it is over by the new one already.
+    device.change(&[time_left(600)])?;
+    ok(device.offer(&server, 1, &[])?)?;
+    device.wait_live(1)?;
+    server.close();
+    device.wait_live(0)?;
+    let waiting = readers()?;
+    std::thread::sleep(Duration::from_millis(1500));
+    device.change(&[time_left(1)])?;
+    let failed = all_end(waiting, "a time that was over already")?;
+    ensure!(failed.iter().all(Result::is_err), "a reader was answered by nobody then");
     device.disconnect()
 }
 
