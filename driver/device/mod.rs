@@ -7,7 +7,7 @@
 //! * [`refusal`]: why a change is refused. [`setup`]: setting up, by ioctl.
 //! * [`start`]: how a generation is started, and brought up. [`end`]: how it is ended, and what is
 //!   done at once. [`drain`]: how it is taken out of the system. [`run`]: `NBD_DO_IT`, all of it;
-//!   [`away`]: while its task is stopped, traced or frozen.
+//!   [`away`], [`unseen`]: while its task is stopped, traced or frozen.
 
 #[macro_use]
 mod log;
@@ -25,8 +25,9 @@ pub(crate) mod run;
 pub(crate) mod setup;
 mod slot;
 pub(crate) mod start;
+mod unseen;
 
-use self::{away::Unseen, maker::Maker, owner::Lifecycle, slot::Slot};
+use self::{maker::Maker, owner::Lifecycle, slot::Slot, unseen::Unseen};
 use super::{nbd::Nbd, wire::journal::Journal};
 use crate::{
     abstractions::{block::mq::Disk, memalloc::MemallocNoio, trace},
