@@ -29,6 +29,8 @@ const OPEN_PATIENCE_MS: u32 = 2000;
 pub(crate) enum NotApplied {
     /// The disk is open, and its page cache has smaller blocks.
     PageCache,
+    /// Somebody uses the disk exclusively, and may just be setting the block size of its page cache.
+    Held,
     /// Requests under way are not answered, or sysfs is being written to, or somebody opens or closes the
     /// disk and waits.
     Limits(Error),
@@ -37,7 +39,7 @@ pub(crate) enum NotApplied {
 impl NotApplied {
     pub(crate) fn errno(self) -> Error {
         match self {
-            Self::PageCache => EBUSY,
+            Self::PageCache | Self::Held => EBUSY,
             Self::Limits(error) => error,
         }
     }
@@ -49,6 +51,10 @@ impl fmt::Display for NotApplied {
             Self::PageCache => write!(
                 f,
                 "the device is open, and cached in smaller blocks: close it, or attach anew"
+            ),
+            Self::Held => write!(
+                f,
+                "the device is used exclusively, and its blocks would become larger: unmount or release it first"
             ),
             Self::Limits(error) => write!(
                 f,
@@ -110,6 +116,10 @@ pub(crate) fn apply(device: &Device, attachment: &Attachment) -> Result<(), NotA
                 .ok_or(NotApplied::Limits(EBUSY))?;
             if !locked.page_cache_fits(block_size) {
                 return Err(NotApplied::PageCache);
+            }
+            // To set it takes an exclusive user a while, and the limit is looked at before.
+            if block_size > disk.logical_block_size() && disk.bd_holder().is_some() {
+                return Err(NotApplied::Held);
             }
             Some(locked)
         }

@@ -2,11 +2,13 @@
 //! Filesystems that are being mounted, or are mounted, while the block size changes: they set that of the page cache for
 //! themselves, and rely on it. If somebody else changes it they look for a buffer for ever.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -14,8 +16,8 @@ use super::frozen::bounded;
 use crate::attach::Setup;
 use crate::device::{node, sysfs};
 use crate::netlink::{attr, attr_u64};
-use crate::process::run;
-use crate::server::{Export, Server};
+use crate::process::{run, wait_for};
+use crate::server::{Action, Command, Export, Server};
 use crate::tests::netlink::attached::{Attached, connect};
 use crate::tests::race::nobody_is_stuck;
 use crate::tests::{Context, Test, ours_only, skip};
@@ -37,6 +39,12 @@ pub const TESTS: &[Test] = &[
         mounted,
     )
     .known_on_nbd("it is taken, and what is mounted has errors"),
+    Test::new(
+        "disks.block_size_claimed",
+        "blocks do not become larger while an exclusive opener sets smaller ones",
+        claimed,
+    )
+    .known_on_nbd("it is taken, and what is read then fails"),
 ];
 
 /// False if it was refused, since the device was being mounted.
@@ -89,6 +97,41 @@ fn while_mounting(context: &Context, attach: fn(&Server, u64) -> Result<bool>) -
     ensure!(attaches >= 2, "it was attached {attaches} times");
     server.wait_closed()?;
     nobody_is_stuck()
+}
+
+/// BLKBSZSET has dirty pages written first, which takes its time here.
+fn claimed(context: &Context) -> Result<()> {
+    const BLKBSZSET: libc::Ioctl = 0x4008_1271;
+    ours_only(context)?;
+    let server = Server::with_behaviour(Export::memory(32 << 20)?, |request| {
+        if request.command == Command::Write {
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        Action::Serve
+    });
+    let device = Attached::new(&server, 1, &[attr_u64(attr::BLOCK_SIZE_BYTES, 512)])?;
+    let plain = File::options().read(true).write(true).open(node(0))?;
+    for page in 0..1000 {
+        plain.write_all_at(&[5; 4096], page << 14)?;
+    }
+    let exclusive = File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(node(0))?;
+    let setter = std::thread::spawn(move || {
+        let size: libc::c_int = 512;
+        // SAFETY: the command reads one int.
+        Errno::result(unsafe { libc::ioctl(exclusive.as_raw_fd(), BLKBSZSET, &size) }).map(|_| exclusive)
+    });
+    wait_for("it to be written", || server.seen_of(Command::Write).len() >= 20)?;
+    let answer = device.client.reconfigure(0, &[], &[attr_u64(attr::BLOCK_SIZE_BYTES, 4096)])?;
+    let errno = answer.err().map(|refusal| refusal.errno);
+    let exclusive = setter.join().map_err(|_| anyhow!("a task panicked"))?.context("BLKBSZSET")?;
+    ensure!(errno == Some(Errno::EBUSY), "RECONFIGURE to larger blocks gave {errno:?}");
+    let mut data = [0; 512];
+    plain.read_exact_at(&mut data, 0).context("a read then")?;
+    exclusive.read_exact_at(&mut data, 512).context("a small read then")?;
+    drop((plain, exclusive));
+    device.change(&[attr_u64(attr::BLOCK_SIZE_BYTES, 4096)]).context("when nobody has it open")?;
+    device.disconnect()?;
+    server.wait_closed()
 }
 
 /// An empty FAT16 with sectors of 512 bytes: it keeps no buffer when it is idle.
