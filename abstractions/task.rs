@@ -139,10 +139,4 @@ impl TaskRef {
         // SAFETY: The reference keeps the task.
         unsafe { (&raw const (*self.0.as_ptr()).se.sum_exec_runtime).read_volatile() }
     }
-
-    /// How often it has gone to sleep.
-    pub(crate) fn sleeps(&self) -> usize {
-        // SAFETY: The reference keeps the task.
-        unsafe { (&raw const (*self.0.as_ptr()).nvcsw).read_volatile() }
-    }
 }

@@ -46,9 +46,8 @@ const LOOKS: u32 = 3;
 struct Absence {
     attachment: AttachmentRef,
     task: TaskRef,
-    /// How long it had run at the last look, and how often it had slept.
+    /// How long it had run at the last look.
     runtime: u64,
-    sleeps: usize,
     /// How many looks in a row have found it elsewhere.
     elsewhere: u32,
     /// No open file may be left that keeps the module: this does.
@@ -58,14 +57,13 @@ struct Absence {
 impl Absence {
     /// Whether the task does other things than to come back.
     fn is_for_good(&mut self) -> bool {
-        let (runtime, sleeps) = (self.task.runtime(), self.task.sleeps());
+        let before = core::mem::replace(&mut self.runtime, self.task.runtime());
         let is_elsewhere = match self.task.doing() {
             Doing::Exiting => return true,
             Doing::Held => false,
-            Doing::Sleeping => sleeps == self.sleeps,
-            Doing::Running => runtime.wrapping_sub(self.runtime) > ELSEWHERE_NS,
+            Doing::Sleeping => true,
+            Doing::Running => self.runtime.wrapping_sub(before) > ELSEWHERE_NS,
         };
-        (self.runtime, self.sleeps) = (runtime, sleeps);
         self.elsewhere = match is_elsewhere {
             true => self.elsewhere.saturating_add(1),
             false => 0,
@@ -149,7 +147,6 @@ impl Keeper<Attachment> for Task {
         let absence = Absence {
             attachment: attachment.clone(),
             runtime: task.runtime(),
-            sleeps: task.sleeps(),
             task,
             elsewhere: 0,
             _module: module,

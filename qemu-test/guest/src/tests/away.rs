@@ -56,6 +56,8 @@ pub const TESTS: &[Test] = &[
         .known_on_nbd(ENDS_ON_NBD),
     Test::new("away.handled_spins", "also if it never sleeps after that", |_| handled(Then::Spin))
         .known_on_nbd(ENDS_ON_NBD),
+    Test::new("away.handled_naps", "or sleeps for a moment at a time", |_| handled(Then::Nap))
+        .known_on_nbd(ENDS_ON_NBD),
     Test::new("away.handled_clears", "or if it clears the device, as clients do", |_| handled(Then::Clear))
         .known_on_nbd(ENDS_ON_NBD),
     Test::new("away.persists", "a client whose server dies while it is stopped comes back to it", persists)
@@ -315,6 +317,7 @@ fn killed(_: &Context) -> Result<()> {
 enum Then {
     Sleep,
     Spin,
+    Nap,
     Clear,
 }
 
@@ -339,6 +342,7 @@ fn handled(then: Then) -> Result<()> {
         loop {
             match then {
                 Then::Spin => std::hint::spin_loop(),
+                Then::Nap => std::thread::sleep(std::time::Duration::from_millis(1)),
                 Then::Sleep | Then::Clear => nix::unistd::pause(),
             }
         }
