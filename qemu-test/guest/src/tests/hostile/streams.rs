@@ -33,6 +33,8 @@ fn early_reply(context: &Context) -> Result<()> {
     ours_only(context)?;
     run([
         Attack::write("at the header, and then the rest is read", LARGE, Fate::Kept, |peer, request| {
+            // By then somebody is sending the rest, and finishes that. What nobody sends could not follow.
+            std::thread::sleep(Duration::from_millis(300));
             peer.send(&reply(REPLY_MAGIC, 0, request.cookie))?;
             std::thread::sleep(Duration::from_millis(50));
             peer.reply(request).map(drop)
