@@ -17,7 +17,7 @@
 use super::{
     maker::DiskNeeds,
     owner::Lifecycle,
-    slot::{Patience, Pending, Seen, Slot},
+    slot::{self, Patience, Pending, Seen, Slot},
     Device,
 };
 use crate::{
@@ -27,7 +27,10 @@ use crate::{
         work::{WithWork, WorkFunc},
     },
     driver::nbd::Nbd,
-    protocol::setup::{Config, DiskPlan, DiskUse, Refusal},
+    protocol::{
+        geometry::BlockSize,
+        setup::{DiskPlan, DiskUse, Refusal},
+    },
 };
 use kernel::{
     new_mutex,
@@ -103,10 +106,7 @@ impl Device {
     /// Makes the device's first disk, and adds it to the system, if it has none; for the module's start.
     /// Sleeps.
     pub(crate) fn add_disk(this: &Arc<Self>, nr_hw_queues: u32) -> Result {
-        let needs = DiskNeeds {
-            nr_hw_queues,
-            ..DiskNeeds::new(1, &Config::default())
-        };
+        let needs = DiskNeeds::new(nr_hw_queues, BlockSize::DEFAULT);
         let mut slot = this.in_system.lock();
         if slot.disk.is_none() && slot.pending.is_none() {
             let serial = this.change(|life| life.disk.replace()).ok_or(EBUSY)?;
@@ -155,23 +155,24 @@ impl Device {
         let pending = match slot.pending.clone() {
             Some(pending) => pending,
             None => {
-                let disk_use = slot.disk_use(mode);
+                let mut disk_use = DiskUse::Shared;
                 if let Some(disk) = &slot.disk {
+                    disk_use = slot::disk_use(disk, mode);
                     // What has just been closed, while something else had a lock, is as good.
                     this.clean_in(disk);
                 }
-                let (mut plan, needs) = match this.change(|life| plan(life, disk_use)) {
+                let (plan, needs) = match this.change(|life| plan(life, disk_use)) {
                     Ok(planned) => planned,
                     Err(Refusal::Draining) => return Err(Unfit::Again),
                     Err(refusal) => return Err(Unfit::Refused(refusal)),
                 };
-                if let (DiskPlan::Keep, Some(disk)) = (plan, &slot.disk) {
-                    if !take_block_size(disk, mode, needs.block_size) {
-                        plan = DiskPlan::Replace;
-                    }
-                }
-                if let (false, Some(disk)) = (plan == DiskPlan::Replace, &slot.disk) {
-                    let disk = disk.get();
+                let serves = |disk: &&GenDisk<Nbd>| match plan {
+                    DiskPlan::Replace => false,
+                    DiskPlan::Continue => true,
+                    DiskPlan::Keep => take_block_size(disk, mode, needs.block_size),
+                };
+                let disk = slot.disk.as_ref().filter(serves).map(|disk| disk.get());
+                if let Some(disk) = disk {
                     return Ok(Fitted {
                         slot,
                         disk,
@@ -269,7 +270,7 @@ fn take_block_size(disk: &Disk<Nbd>, mode: IoctlMode, bytes: u32) -> bool {
     let Some(locked) = disk.lock_open_timeout(OPEN_PATIENCE_MS) else {
         return false;
     };
-    if (disk.bd_holder().is_some() && !mode.is_excl()) || !locked.page_cache_fits(bytes) {
+    if slot::disk_use(disk, mode) == DiskUse::Exclusive || !locked.page_cache_fits(bytes) {
         return false;
     }
     let set = disk.update_limits(|limits| {

@@ -37,7 +37,7 @@ pub(super) struct Interrupted;
 /// Waits until no receiver is left. If the generation was disconnected, the server may answer what
 /// it was asked before: it has a while for that, as long as something comes; then, or with a signal,
 /// the connections are killed.
-pub(super) fn let_server_finish(attachment: &Attachment) -> Result<(), Interrupted> {
+fn let_server_finish(attachment: &Attachment) -> Result<(), Interrupted> {
     if attachment.is_draining() {
         wait_for_answers(attachment)?;
     }

@@ -90,7 +90,7 @@ fn stop(retired: Retired<Nbd>) -> bool {
 }
 
 /// Kills a generation's connections and wakes its keeper.
-pub(crate) fn kill(attachment: &AttachmentRef) {
+fn kill(attachment: &AttachmentRef) {
     attachment.kill_all();
     Attachment::tell_keeper(attachment, End::ask);
 }

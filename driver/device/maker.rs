@@ -2,13 +2,14 @@
 
 //! What the disks of all devices have in common.
 
+use super::owner::Setup;
 use crate::{
     abstractions::{
         block::mq::{AttributeGroup, GenDiskBuilder, QueueLimits},
         workqueue::Workqueue,
     },
     driver::{nbd::Nbd, params::Params, wire::outbox::QUEUE_DEPTH},
-    protocol::setup::Config,
+    protocol::{geometry::BlockSize, setup::Connections},
 };
 use kernel::{bindings, prelude::*, sync::Arc};
 
@@ -44,12 +45,17 @@ pub(crate) struct DiskNeeds {
 }
 
 impl DiskNeeds {
-    /// Those of a generation with so many connections.
-    pub(crate) fn new(connections: usize, config: &Config) -> Self {
+    pub(super) fn new(nr_hw_queues: u32, block_size: BlockSize) -> Self {
         Self {
-            nr_hw_queues: u32::try_from(connections).unwrap_or(u32::MAX),
-            block_size: config.block_size.bytes() as u32,
+            nr_hw_queues,
+            block_size: block_size.bytes() as u32,
         }
+    }
+
+    /// Those of the generation that is set up so.
+    pub(super) fn of(setup: &Setup) -> Self {
+        let connections = u32::try_from(setup.connections.count()).unwrap_or(u32::MAX);
+        Self::new(connections, setup.config.block_size)
     }
 }
 

@@ -5,18 +5,16 @@
 use super::{
     geometry,
     refusal::{refuse, Bad, NotTaken, MAX_TIMEOUT},
+    slot::disk_use,
     Device,
 };
 use crate::{
     abstractions::{
-        block::mq::{max_block_size, Disk, IoctlMode},
+        block::mq::{max_block_size, IoctlMode},
         net::socket::Socket,
         pid::ProcessRef,
     },
-    driver::{
-        attachment::{Attachment, AttachmentRef},
-        nbd::Nbd,
-    },
+    driver::attachment::{Attachment, AttachmentRef},
     protocol::{
         flags::TransmissionFlags,
         geometry::{BadGeometry, BlockSize, ExportSize},
@@ -24,7 +22,7 @@ use crate::{
     },
 };
 use core::cell::Cell;
-use kernel::{prelude::*, sync::aref::ARef};
+use kernel::prelude::*;
 
 /// `NBD_SET_SOCK`: adds a socket to the caller's setup.
 pub(crate) fn add_socket(device: &Device, mode: IoctlMode, fd: usize) -> Result {
@@ -35,10 +33,9 @@ pub(crate) fn add_socket(device: &Device, mode: IoctlMode, fd: usize) -> Result 
     let caller = ProcessRef::current();
     // First the refusals that are not the socket's fault, as nbd.ko does.
     device.when_drained(|_| ())?;
-    let held = |disk: ARef<Disk<Nbd>>| !mode.is_excl() && disk.bd_holder().is_some();
-    let disk_use = match device.disk().is_some_and(held) {
-        true => DiskUse::Exclusive,
-        false => DiskUse::Shared,
+    let disk_use = match device.disk() {
+        Some(disk) => disk_use(&disk, mode),
+        None => DiskUse::Shared,
     };
     device
         .when_drained(|life| life.may_add(&caller, disk_use))?

@@ -3,7 +3,7 @@
 //! What a device has in the system, and the wait for another disk.
 
 use crate::{
-    abstractions::block::mq::{GenDisk, IoctlMode},
+    abstractions::block::mq::{Disk, GenDisk, IoctlMode},
     driver::nbd::Nbd,
     protocol::setup::DiskUse,
 };
@@ -24,13 +24,11 @@ pub(super) struct Slot {
     pub(super) closed: bool,
 }
 
-impl Slot {
-    /// Whether the disk is used exclusively, by another than the caller of an ioctl with `mode`.
-    pub(super) fn disk_use(&self, mode: IoctlMode) -> DiskUse {
-        match &self.disk {
-            Some(disk) if !mode.is_excl() && disk.bd_holder().is_some() => DiskUse::Exclusive,
-            _ => DiskUse::Shared,
-        }
+/// Whether a disk is used exclusively, by another than the caller of an ioctl with `mode`.
+pub(super) fn disk_use(disk: &Disk<Nbd>, mode: IoctlMode) -> DiskUse {
+    match !mode.is_excl() && disk.bd_holder().is_some() {
+        true => DiskUse::Exclusive,
+        false => DiskUse::Shared,
     }
 }
 

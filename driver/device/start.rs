@@ -31,7 +31,7 @@ use crate::{
     protocol::{
         end::End,
         flags::TransmissionFlags,
-        setup::{Connected, Connections, DiskPlan, EndReason, Failure, Refusal},
+        setup::{Connected, DiskPlan, EndReason, Failure, Refusal},
     },
 };
 use kernel::{
@@ -141,9 +141,7 @@ fn try_connect<'a>(
     }
     // Refused before the disk is touched: a refusal changes nothing.
     let fitted = Device::fit_disk(device, IoctlMode::NOT_EXCL, patience, |life, disk_use| {
-        let plan = life.plan_connect(&setup, disk_use)?;
-        let needs = DiskNeeds::new(setup.connections.count(), &setup.config);
-        Ok((plan, needs))
+        Ok((life.plan_connect(&setup, disk_use)?, DiskNeeds::of(&setup)))
     });
     let fitted = match fitted {
         Ok(fitted) => fitted,
@@ -183,8 +181,7 @@ pub(super) fn start(
         // Refused before the disk is touched: a refusal changes nothing.
         let fitted = Device::fit_disk(device, mode, &mut patience, |life, disk_use| {
             let (plan, setup) = life.plan_start(&ProcessRef::current(), disk_use)?;
-            let needs = DiskNeeds::new(setup.connections.count(), &setup.config);
-            Ok((plan, needs))
+            Ok((plan, DiskNeeds::of(setup)))
         });
         let fitted = match fitted {
             Ok(fitted) => fitted,

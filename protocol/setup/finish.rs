@@ -110,13 +110,8 @@ impl<K: Kinds> Lifecycle<K> {
                 }
                 self.disk.detached();
                 // What could not be started may be tried again: it goes on with what was lost before.
-                let tried_again = reason == EndReason::StartFailed
-                    && self.last.as_ref().is_some_and(|last| {
-                        last.lost
-                            && last.owner == owner
-                            && last.size == config.size
-                            && last.block_size == config.block_size
-                    });
+                let tried_again =
+                    reason == EndReason::StartFailed && self.may_continue(&owner, &config);
                 self.last = Some(Last {
                     owner,
                     size: config.size,

@@ -187,6 +187,12 @@ impl<K: Kinds> Lifecycle<K> {
             .filter(|last| last.lost && last.owner == *caller)
     }
 
+    /// Whether an export of `caller` and `config` could go on where the last generation was lost.
+    pub(super) fn may_continue(&self, caller: &K::Owner, config: &Config) -> bool {
+        self.last_lost(caller)
+            .is_some_and(|last| last.size == config.size && last.block_size == config.block_size)
+    }
+
     /// Lets `push` add a connection to the caller's setup (`NBD_SET_SOCK`).
     ///
     /// `push` gets the generation's number and its connections. Returned first are the

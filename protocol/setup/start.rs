@@ -13,10 +13,7 @@ impl<K: Kinds> Lifecycle<K> {
     /// It continues the last one if that was the caller's, was lost, and had an export of the same
     /// geometry: so a client comes back to its server under whatever uses the disk.
     fn plan(&self, caller: &K::Owner, config: &Config, disk: DiskUse) -> Result<DiskPlan, Refusal> {
-        let continues = self.disk.is_left()
-            && self.last_lost(caller).is_some_and(|last| {
-                last.size == config.size && last.block_size == config.block_size
-            });
+        let continues = self.disk.is_left() && self.may_continue(caller, config);
         if disk == DiskUse::Exclusive && !continues {
             return Err(Refusal::Held);
         }
@@ -37,8 +34,7 @@ impl<K: Kinds> Lifecycle<K> {
             Phase::Gone => return Err(Refusal::Gone),
             Phase::Setup(setup) => setup,
         };
-        let may =
-            setup.owner == *caller || setup.owner.is_parent_of_caller() || !setup.owner.is_alive();
+        let may = setup.owner == *caller || setup.owner.is_parent_of_caller();
         if !may && setup.is_protected() {
             return Err(Refusal::Owned);
         }
