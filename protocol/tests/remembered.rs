@@ -4,25 +4,8 @@
 
 mod world;
 
-use rnbd_protocol::setup::{EndReason, Failure, Lifecycle, Phase, Refusal, Retired};
-use world::{add, as_caller, resize, start, Process, World};
-
-fn idle() -> Lifecycle<World> {
-    Lifecycle::default()
-}
-
-/// A device that `owner` set up with one connection.
-fn set_up(owner: &Process) -> Lifecycle<World> {
-    let mut life = idle();
-    add(&mut life, owner, 1).unwrap();
-    life
-}
-
-fn running(owner: &Process) -> Lifecycle<World> {
-    let mut life = set_up(owner);
-    start(&mut life, owner).unwrap();
-    life
-}
+use rnbd_protocol::setup::{EndReason, Failure, Phase, Refusal, Retired};
+use world::{add, as_caller, idle, resize, running, set_up, start, Process};
 
 #[test]
 fn settings_without_a_socket_keep_nobody_out() {

@@ -9,24 +9,9 @@ use rnbd_protocol::{
     geometry::ExportSize,
     setup::{Configured, DiskUse, EndReason, Failure, Lifecycle, Phase, Refusal, Retired},
 };
-use world::{add, count, next_disk, resize, start, start_under, Process, World};
-
-fn idle() -> Lifecycle<World> {
-    Lifecycle::default()
-}
-
-/// A device that `owner` set up with one connection.
-fn set_up(owner: &Process) -> Lifecycle<World> {
-    let mut life = idle();
-    add(&mut life, owner, 1).unwrap();
-    life
-}
-
-fn running(owner: &Process) -> Lifecycle<World> {
-    let mut life = set_up(owner);
-    start(&mut life, owner).unwrap();
-    life
-}
+use world::{
+    add, count, idle, next_disk, resize, running, set_up, start, start_under, Process, World,
+};
 
 fn draining(owner: &Process) -> Lifecycle<World> {
     let mut life = running(owner);

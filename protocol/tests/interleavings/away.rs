@@ -4,14 +4,14 @@
 //! the worker ends it, and the task learns why. Around the real [`End`] and [`Lifecycle`]; mirrors
 //! `driver/device/{run,away}.rs` and `Attachment::tell_keeper`: change them together.
 
-use crate::explore::explore;
+use crate::{disk::Client, explore::explore};
 use loom::{
     sync::{Arc, Condvar, Mutex},
     thread,
 };
 use rnbd_protocol::{
     end::{ComeBack, End},
-    setup::{Connections, DiskUse, EndReason, Interface, Kinds, Lifecycle, Owner, Phase, Retired},
+    setup::{Connections, DiskUse, EndReason, Interface, Kinds, Lifecycle, Phase, Retired},
 };
 
 /// One process, which lives, and what it owns.
@@ -23,18 +23,7 @@ impl Kinds for World {
     type Attachment = ();
 }
 
-#[derive(Clone, PartialEq)]
-struct Client;
-
-impl Owner for Client {
-    fn is_alive(&self) -> bool {
-        true
-    }
-
-    fn is_parent_of_caller(&self) -> bool {
-        false
-    }
-}
+const CLIENT: Client = Client(1);
 
 #[derive(Default)]
 struct One(usize);
@@ -73,12 +62,12 @@ impl Device {
         let mut life = Lifecycle::<World>::default();
         let serial = life.disk.replace().unwrap();
         life.disk.added(serial);
-        let (_, added) = life.add(Client, DiskUse::Shared, |_, connections| {
+        let (_, added) = life.add(CLIENT, DiskUse::Shared, |_, connections| {
             connections.0 += 1;
             Ok::<_, ()>(())
         });
         added.unwrap();
-        life.start(Client, DiskUse::Shared, |_, _| Ok::<_, ()>(()))
+        life.start(CLIENT, DiskUse::Shared, |_, _| Ok::<_, ()>(()))
             .unwrap();
         let mut end = End::new(Interface::Ioctl);
         end.receiver_comes();
@@ -136,7 +125,7 @@ impl Device {
                 }
                 (
                     self.unseen.lock().unwrap().take(),
-                    life.attached_by(&Client),
+                    life.attached_by(&CLIENT),
                 )
             };
             if let Some(reason) = ended {

@@ -165,3 +165,22 @@ pub fn connect(
 pub fn count(setup: &Setup<World>) -> usize {
     setup.connections.count()
 }
+
+/// A device of which nothing is known.
+pub fn idle() -> Lifecycle<World> {
+    Lifecycle::default()
+}
+
+/// A device that `owner` set up with one connection.
+pub fn set_up(owner: &Process) -> Lifecycle<World> {
+    let mut life = idle();
+    add(&mut life, owner, 1).unwrap();
+    life
+}
+
+/// The same, which runs.
+pub fn running(owner: &Process) -> Lifecycle<World> {
+    let mut life = set_up(owner);
+    start(&mut life, owner).unwrap();
+    life
+}

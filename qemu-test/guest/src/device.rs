@@ -55,6 +55,7 @@ const BLKROSET: libc::Ioctl = 0x125d;
 const BLKROGET: libc::Ioctl = 0x125e;
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
 const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKBSZSET: libc::Ioctl = 0x4008_1271;
 const BLKDISCARD: libc::Ioctl = 0x1277;
 const BLKZEROOUT: libc::Ioctl = 0x127f;
 const BLKFLSBUF: libc::Ioctl = 0x1261;
@@ -225,6 +226,12 @@ pub fn open_direct(path: impl Into<PathBuf>) -> Result<File> {
         .custom_flags(libc::O_DIRECT)
         .open(&path)
         .with_context(|| format!("open {} with O_DIRECT", path.display()))
+}
+
+/// `BLKBSZSET`: the block size of the page cache.
+pub fn set_soft_block_size(file: &File, bytes: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: the command reads one int.
+    errno_result(unsafe { libc::ioctl(file.as_raw_fd(), BLKBSZSET, &bytes) }).map(drop)
 }
 
 fn get_int(file: &File, cmd: libc::Ioctl) -> Result<libc::c_int, Errno> {

@@ -331,14 +331,20 @@ pub fn descendants(root: i32) -> Vec<(i32, String, char)> {
     found
 }
 
-extern "C" fn on_alarm(_: libc::c_int) {}
+/// Has this process handle a signal, by doing nothing: a wait that signals interrupt ends with EINTR, or is begun again
+/// where `flags` say so.
+pub fn handle(signal: Signal, flags: SaFlags) -> Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let action = SigAction::new(SigHandler::Handler(nothing), flags, SigSet::empty());
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(signal, &action) }?;
+    Ok(())
+}
 
 /// SIGALRM to this process as often as that, with a handler: a wait that signals interrupt ends with EINTR, or is begun
 /// again where `flags` say so. Where the time is short a slow machine does nothing else.
 pub fn alarm_storm(microseconds: libc::suseconds_t, flags: SaFlags) -> Result<()> {
-    let action = SigAction::new(SigHandler::Handler(on_alarm), flags, SigSet::empty());
-    // SAFETY: the handler does nothing.
-    unsafe { sigaction(Signal::SIGALRM, &action) }?;
+    handle(Signal::SIGALRM, flags)?;
     let every = libc::timeval { tv_sec: 0, tv_usec: microseconds };
     let timer = libc::itimerval { it_interval: every, it_value: every };
     // SAFETY: the timer is read only, the old one is not asked for.

@@ -6,9 +6,10 @@ use std::os::fd::AsRawFd;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::end::handling_client;
 use super::netlink::attached::Attached;
 use super::{Context, Test, ours_only, skip};
 use crate::attach::{Setup, attaches_again};
@@ -100,10 +101,10 @@ fn in_call(client: &Child) -> Result<()> {
     })
 }
 
-fn ptrace(request: libc::c_uint, client: &Child, data: libc::c_int) -> Result<()> {
+pub fn ptrace(request: libc::c_uint, task: i32) -> Result<()> {
     let none = std::ptr::null_mut::<libc::c_void>();
     // SAFETY: the requests used here take numbers alone.
-    let done = unsafe { libc::ptrace(request, client.pid(), none, libc::c_long::from(data)) };
+    let done = unsafe { libc::ptrace(request, task, none, none) };
     Errno::result(done).map(drop).with_context(|| format!("ptrace request {request}"))
 }
 
@@ -112,12 +113,12 @@ fn wait_traced(client: &Child) -> Result<()> {
 }
 
 fn attach_tracer(client: &mut Child) -> Result<()> {
-    ptrace(libc::PTRACE_ATTACH, client, 0)?;
+    ptrace(libc::PTRACE_ATTACH, client.pid())?;
     wait_traced(client)
 }
 
 fn detach_tracer(client: &mut Child) -> Result<()> {
-    ptrace(libc::PTRACE_DETACH, client, 0)?;
+    ptrace(libc::PTRACE_DETACH, client.pid())?;
     in_call(client)
 }
 
@@ -164,7 +165,7 @@ fn traced_calls(_: &Context) -> Result<()> {
     let server = silent_server()?;
     let mut client = Setup::for_server(&server).attach_in_child(0, &server)?;
     attach_tracer(&mut client)?;
-    let step = || ptrace(libc::PTRACE_SYSCALL, &client, 0);
+    let step = || ptrace(libc::PTRACE_SYSCALL, client.pid());
     // It has left the call that it was in, and makes it again.
     step()?;
     wait_traced(&client).context("at the entry of the call")?;
@@ -180,7 +181,7 @@ fn traced_calls(_: &Context) -> Result<()> {
     step()?;
     wait_traced(&client).context("at the entry of the call, again")?;
     serves("while the client is stopped before the call, again")?;
-    ptrace(libc::PTRACE_DETACH, &client, 0)?;
+    ptrace(libc::PTRACE_DETACH, client.pid())?;
     in_call(&client)?;
     disconnect(client, &server)
 }
@@ -322,20 +323,8 @@ enum Then {
 }
 
 fn handled(then: Then) -> Result<()> {
-    extern "C" fn nothing(_: libc::c_int) {}
     let server = silent_server()?;
-    let socket = server.connect(Transport::Unix)?;
-    let fd = socket.as_raw_fd();
-    let mut client = fork_child(&[fd], move |ready| {
-        let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
-        // SAFETY: the handler does nothing.
-        unsafe { sigaction(Signal::SIGUSR1, &action) }?;
-        let device = Device::open(0)?;
-        device.ioctl(req::SET_SOCK, fd as u64)?;
-        nix::unistd::close(fd)?;
-        device.ioctl(req::SET_SIZE, 1 << 20)?;
-        let ran = device.ioctl(req::DO_IT, 0);
-        ready.tell(&format!("{ran:?}"))?;
+    let mut client = handling_client(&server, move |device| {
         if matches!(then, Then::Clear) {
             device.ioctl(req::CLEAR_SOCK, 0)?;
         }
@@ -347,8 +336,6 @@ fn handled(then: Then) -> Result<()> {
             }
         }
     })?;
-    drop(socket);
-    wait_attached(0)?;
     let blocked = Blocked::read(&server)?;
     stop(&mut client)?;
     kill(pid(&client), Signal::SIGUSR1)?;

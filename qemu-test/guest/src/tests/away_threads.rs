@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
-use super::away::{ENDS_ON_NBD, pid, serves, stop};
+use super::away::{ENDS_ON_NBD, pid, ptrace, serves, stop};
 use super::{Context, Test};
 use crate::attach::{Setup, attaches_again};
 use crate::blocked::silent_server;
@@ -63,12 +62,6 @@ fn client(
         let ran = theirs.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?;
         ready.tell(&format!("{ran:?}"))
     })
-}
-
-fn ptrace(request: libc::c_uint, task: i32) -> Result<()> {
-    let none = std::ptr::null_mut::<libc::c_void>();
-    // SAFETY: the requests used here take numbers alone.
-    Errno::result(unsafe { libc::ptrace(request, task, none, none) }).map(drop).context("ptrace")
 }
 
 fn other_thread(_: &Context) -> Result<()> {

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::sys::signal::{SaFlags, Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Context, Test};
@@ -15,7 +15,7 @@ use crate::attach::{Setup, attaches_again, attaches_again_by};
 use crate::blocked::{Blocked, silent_server};
 use crate::device::{Device, diskseq, node, req, wait_attached, wait_idle};
 use crate::mapping::Mapping;
-use crate::process::{Child, fork_child, hold_open};
+use crate::process::{Child, fork_child, handle, hold_open};
 use crate::puppet::Puppet;
 use crate::server::{Export, Server, Transport};
 use crate::uevent::Uevents;
@@ -167,26 +167,29 @@ fn serves_new(device: &Device, opener: &Device, mapped: &Mapping) -> Result<()> 
     server.wait_closed()
 }
 
-extern "C" fn on_signal(_: libc::c_int) {}
-
-fn interrupted(_: &Context) -> Result<()> {
-    let holder = hold_open(node(0))?;
-    let server = silent_server()?;
+/// A process that handles SIGUSR1, attaches the device, tells what NBD_DO_IT returned, and goes on with `then`.
+pub fn handling_client(server: &Server, then: impl FnOnce(&Device) -> Result<()>) -> Result<Child> {
     let socket = server.connect(Transport::Unix)?;
     let fd = socket.as_raw_fd();
-    let mut client = fork_child(&[fd], move |ready| {
-        let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
-        // SAFETY: the handler does nothing.
-        unsafe { sigaction(Signal::SIGUSR1, &action) }?;
+    let client = fork_child(&[fd], move |ready| {
+        handle(Signal::SIGUSR1, SaFlags::SA_RESTART)?;
         let device = Device::open(0)?;
         device.ioctl(req::SET_SOCK, fd as u64)?;
         nix::unistd::close(fd)?;
         device.ioctl(req::SET_SIZE, 1 << 20)?;
         let ran = device.ioctl(req::DO_IT, 0);
-        ready.tell(&format!("{ran:?}"))
+        ready.tell(&format!("{ran:?}"))?;
+        then(&device)
     })?;
     drop(socket);
     wait_attached(0)?;
+    Ok(client)
+}
+
+fn interrupted(_: &Context) -> Result<()> {
+    let holder = hold_open(node(0))?;
+    let server = silent_server()?;
+    let mut client = handling_client(&server, |_| Ok(()))?;
     let read = Blocked::read(&server)?;
     kill(Pid::from_raw(client.pid()), Signal::SIGUSR1)?;
     read.fails("a signal")?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::sys::signal::{SaFlags, Signal, kill};
 use nix::unistd::Pid;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -20,7 +20,7 @@ use super::{Context, Test, seed};
 use crate::attach::{Setup, attaches_again};
 use crate::device::{Device, flag, open_direct, read_direct, req, wait_idle};
 use crate::modules::Driver;
-use crate::process::{Child, describe_task, fork_child, processes, wait_for};
+use crate::process::{Child, describe_task, fork_child, handle, processes, wait_for};
 use crate::server::{Command, Export, Server};
 
 pub const TESTS: &[Test] = &[
@@ -96,10 +96,7 @@ const STEPS: [Step; 10] = [
 
 /// A task of the race, until it is killed. Errors are its daily bread.
 fn task(seed: u64, socket: &PathBuf) -> Result<()> {
-    extern "C" fn nothing(_: libc::c_int) {}
-    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler does nothing.
-    unsafe { sigaction(Signal::SIGUSR1, &action) }?;
+    handle(Signal::SIGUSR1, SaFlags::empty())?;
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut device = Device::open_in_turn(0)?;
     loop {

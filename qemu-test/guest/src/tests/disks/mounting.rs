@@ -3,7 +3,6 @@
 //! themselves, and rely on it. If somebody else changes it they look for a buffer for ever.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::frozen::bounded;
 use crate::attach::Setup;
-use crate::device::{node, sysfs};
+use crate::device::{node, set_soft_block_size, sysfs};
 use crate::netlink::{attr, attr_u64};
 use crate::process::{run, wait_for};
 use crate::server::{Action, Command, Export, Server};
@@ -101,7 +100,6 @@ fn while_mounting(context: &Context, attach: fn(&Server, u64) -> Result<bool>) -
 
 /// BLKBSZSET has dirty pages written first, which takes its time here.
 fn claimed(context: &Context) -> Result<()> {
-    const BLKBSZSET: libc::Ioctl = 0x4008_1271;
     ours_only(context)?;
     let server = Server::with_behaviour(Export::memory(32 << 20)?, |request| {
         if request.command == Command::Write {
@@ -115,11 +113,7 @@ fn claimed(context: &Context) -> Result<()> {
         plain.write_all_at(&[5; 4096], page << 14)?;
     }
     let exclusive = File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(node(0))?;
-    let setter = std::thread::spawn(move || {
-        let size: libc::c_int = 512;
-        // SAFETY: the command reads one int.
-        Errno::result(unsafe { libc::ioctl(exclusive.as_raw_fd(), BLKBSZSET, &size) }).map(|_| exclusive)
-    });
+    let setter = std::thread::spawn(move || set_soft_block_size(&exclusive, 512).map(|()| exclusive));
     wait_for("it to be written", || server.seen_of(Command::Write).len() >= 20)?;
     let answer = device.client.reconfigure(0, &[], &[attr_u64(attr::BLOCK_SIZE_BYTES, 4096)])?;
     let errno = answer.err().map(|refusal| refusal.errno);
